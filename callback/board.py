@@ -1,0 +1,132 @@
+"""The open jobs in memory, in the order in which they will be claimed, and the change stream that readers follow."""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sortedcontainers import SortedDict
+
+from callback.records import Changes, Cursor, JobView
+from callback.states import OPEN, JobState
+
+CHANGES_KEPT = 8192
+"""A reader further behind than this gets the whole of the open jobs anew."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """An open job: what readers see, and what only the tracker knows. `lease_until` is set while it is processing."""
+
+    view: JobView
+    blamed: int = 0
+    holder: str | None = None
+    claim_id: str | None = None
+    lease_until: float = 0.0
+
+
+class Board:
+    """All open jobs. It holds what has been committed and nothing else; `put` and `drop` follow a commit."""
+
+    def __init__(self, epoch: int) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._keys_by_id: dict[tuple[str, str], str] = {}
+        self._queues: dict[str, SortedDict[int, str]] = {}
+        self._changes: deque[tuple[int, JobView]] = deque(maxlen=CHANGES_KEPT)
+        self._cursor = Cursor(epoch, 0)
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(tuple(self._entries.values()))
+
+    def get(self, key: str) -> Entry | None:
+        """Return the open job with our key."""
+        return self._entries.get(key)
+
+    def find(self, owner: str, job_id: str) -> Entry | None:
+        """Return the open job with the client's id."""
+        key = self._keys_by_id.get((owner, job_id))
+        return self._entries[key] if key is not None else None
+
+    def replace_all(self, entries: Iterable[Entry]) -> None:
+        """Start afresh from the store. Readers are told everything again."""
+        self._entries.clear()
+        self._keys_by_id.clear()
+        self._queues.clear()
+        self._changes.clear()
+        # A gap in the numbering makes every reader's cursor too old, so that each gets the whole.
+        self._cursor = replace(self._cursor, version=self._cursor.version + CHANGES_KEPT)
+        for entry in entries:
+            self.put(entry)
+
+    def put(self, entry: Entry) -> None:
+        """Add or update an open job and tell the readers."""
+        view = entry.view
+        self._entries[view.key] = entry
+        self._keys_by_id[view.owner, view.job_id] = view.key
+        queue = self._queues.setdefault(view.model, SortedDict())
+        if view.state is JobState.QUEUED:
+            queue[view.seq] = view.key
+        else:
+            queue.pop(view.seq, None)
+        self.publish(view)
+
+    def drop(self, view: JobView) -> None:
+        """Remove a job that has reached a final state and tell the readers."""
+        if self._entries.pop(view.key, None) is not None:
+            self._keys_by_id.pop((view.owner, view.job_id), None)
+            self._queues[view.model].pop(view.seq, None)
+        self.publish(view)
+
+    def update(self, entry: Entry, **changes: Any) -> None:
+        """Change fields of an open job's view and tell the readers; nothing happens if the job has ended meanwhile."""
+        if self._entries.get(entry.view.key) is entry:
+            entry.view = replace(entry.view, **changes)
+            self.put(entry)
+
+    def take_queued(self, model: str, limit: int) -> list[Entry]:
+        """Remove the first `limit` jobs of the model from the queue; `put` brings them back in their old place."""
+        queue = self._queues.get(model)
+        if not queue:
+            return []
+        return [self._entries[queue.popitem(0)[1]] for _ in range(min(limit, len(queue)))]
+
+    def queued(self) -> dict[str, int]:
+        """Return the number of queued jobs by model."""
+        return {model: len(queue) for model, queue in self._queues.items()}
+
+    def head(self, model: str) -> Entry | None:
+        """Return the model's queued job that comes next."""
+        queue = self._queues.get(model)
+        return self._entries[queue.peekitem(0)[1]] if queue else None
+
+    # ---- the change stream --------------------------------------------------------------------------------------
+
+    def publish(self, view: JobView) -> None:
+        """Tell the readers that a job, open or final, looks like this now."""
+        self._cursor = replace(self._cursor, version=self._cursor.version + 1)
+        self._changes.append((self._cursor.version, view))
+        self._changed.set()
+
+    async def changes(self, cursor: Cursor, wait_s: float) -> Changes:
+        """Return the latest view of each job that changed since `cursor`, waiting up to `wait_s` for one."""
+        if cursor == self._cursor:
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), wait_s)
+            except TimeoutError:
+                return Changes(self._cursor, (), reset=False)
+        oldest = self._changes[0][0] if self._changes else self._cursor.version + 1
+        if cursor.epoch != self._cursor.epoch or cursor.version + 1 < oldest:
+            views = tuple(entry.view for entry in self._entries.values() if entry.view.state in OPEN)
+            return Changes(self._cursor, views, reset=True)
+        latest: dict[str, JobView] = {}
+        for version, view in reversed(self._changes):
+            if version <= cursor.version:
+                break
+            latest.setdefault(view.key, view)
+        return Changes(self._cursor, tuple(reversed(latest.values())), reset=False)

@@ -1,0 +1,307 @@
+"""The way to the tracker from other processes: find it, create it, replace it, send commands that survive its death.
+
+Commands of many callers travel together. Each is idempotent, so after a lost answer the same commands are sent again to
+whoever is the tracker then; handles to a dead actor never heal, so it is found anew by name.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import ray
+from packaging.version import Version
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+
+from callback.actor import TrackerActor
+from callback.config import TRACKER_NAME, TRACKER_NAMESPACE, TrackerConfig, code_fingerprint, code_version
+from callback.errors import REFUSALS, StoreUnavailable, TrackerError, TrackerUnavailable
+from callback.records import (
+    PROTOCOL_VERSION,
+    Answer,
+    Cancel,
+    Changes,
+    Claim,
+    ClaimJobs,
+    Command,
+    Cursor,
+    Finish,
+    JobPage,
+    JobView,
+    PictureStore,
+    Redeliver,
+    Rejected,
+    Release,
+    Renew,
+    Submit,
+    TrackerHealth,
+    TrackerIdentity,
+)
+from callback.states import JobState
+from observability.logs import get_logger
+
+ANSWER_TIMEOUT_S = 5.0
+"""A call that has no answer by then is sent again."""
+CHANGES_MARGIN_S = 3.0
+START_TIMEOUT_S = 60.0
+"""How long a new tracker may take from its creation to its first answer."""
+RETIRE_TIMEOUT_S = 10.0
+RETRY_PAUSE_S = 0.1
+MAX_BATCH = 256
+BATCHES_UNDER_WAY = 2
+"""Two, so that one is on its way while the other is being committed; more would only make batches smaller."""
+MAX_WAITING = 20_000
+
+T = TypeVar("T")
+
+_log = get_logger("tracker-client")
+
+
+@dataclass(slots=True)
+class _Pending:
+    command: Command
+    future: asyncio.Future[Answer]
+    deadline: float
+
+
+class TrackerClient:
+    """A connection to the tracker, for one event loop. `start` before use, `close` after."""
+
+    def __init__(
+        self, config: TrackerConfig, pictures: PictureStore, *, name: str = TRACKER_NAME, takeover_after_s: float = 10.0
+    ) -> None:
+        self._config = config
+        self._pictures = pictures
+        self._name = name
+        self._takeover_after_s = takeover_after_s
+        self._handle: Any = None
+        self._resolving = asyncio.Lock()
+        self._last_answer = time.monotonic()
+        self._waiting: asyncio.Queue[_Pending] = asyncio.Queue(MAX_WAITING)
+        self._room = asyncio.Semaphore(BATCHES_UNDER_WAY)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the tracker last answered anything."""
+        return time.monotonic() - self._last_answer
+
+    async def start(self) -> None:
+        """Make sure that a tracker with this code and configuration runs: create it, or take over from an older one.
+
+        Raises `TrackerUnavailable`.
+        """
+        identity = await self._identity()
+        while self._supersedes(identity):
+            _log.warning("taking over from another tracker", extra={"found": str(identity)})
+            await self._retire(await self._resolve())
+            identity = await self._identity()
+        self._spawn(self._pump())
+
+    async def _identity(self) -> TrackerIdentity:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        return cast(TrackerIdentity, await self._call(lambda tracker: tracker.identity.remote(), deadline=deadline))
+
+    async def _retire(self, handle: Any) -> None:
+        try:
+            await self._ask(handle.retire.remote(), RETIRE_TIMEOUT_S)
+        except (RayError, TimeoutError, AttributeError):
+            _log.warning("the older tracker did not retire by itself")
+        await self._replace(handle)
+
+    def _supersedes(self, found: TrackerIdentity) -> bool:
+        """Tell whether our code or configuration shall replace what runs. Older code never replaces newer."""
+        ours, theirs = code_version(), found.code_version
+        order = (Version(ours[0]), ours[1]), (Version(theirs[0]), theirs[1])
+        if found.code_fingerprint != code_fingerprint() and order[0] < order[1]:
+            return False
+        return (found.code_fingerprint, found.config_fingerprint) != (code_fingerprint(), self._config.fingerprint())
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self) -> None:
+        """Stop sending; commands that wait fail. The tracker itself lives on."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # ---- finding, creating, replacing ---------------------------------------------------------------------------
+
+    async def _resolve(self) -> Any:
+        async with self._resolving:
+            if self._handle is None:
+                self._handle = await asyncio.to_thread(self._find_or_create)
+            return self._handle
+
+    def _find_or_create(self) -> Any:
+        options = {
+            "name": self._name,
+            "namespace": TRACKER_NAMESPACE,
+            "lifetime": "detached",
+            "get_if_exists": True,
+            "max_restarts": -1,
+            "max_concurrency": 1000,
+            "num_cpus": 0,
+        }
+        return ray.remote(TrackerActor).options(**options).remote(self._config, self._pictures)
+
+    def _forget(self, handle: Any) -> None:
+        if self._handle is handle:
+            self._handle = None
+
+    async def _replace(self, handle: Any) -> None:
+        """End the actor behind `handle` for good; the epoch in the store keeps it harmless until it is really gone."""
+        await asyncio.to_thread(ray.kill, handle, no_restart=True)
+        self._forget(handle)
+
+    async def _ask(self, reference: Any, timeout_s: float) -> Any:
+        async with asyncio.timeout(timeout_s):
+            answer = await reference
+        self._last_answer = time.monotonic()
+        return answer
+
+    async def _call(
+        self, call: Callable[[Any], Any], *, deadline: float, answer_timeout_s: float = ANSWER_TIMEOUT_S
+    ) -> Any:
+        """Call the tracker until it answers. Raises `TrackerUnavailable` at the deadline (monotonic), and its errors."""
+        handle: Any = None
+        while True:
+            timeout_s = min(answer_timeout_s, max(0.05, deadline - time.monotonic()))
+            try:
+                handle = await self._resolve()
+                return await self._ask(call(handle), timeout_s)
+            except RayTaskError as error:
+                self._last_answer = time.monotonic()
+                cause = error.cause
+                raise cause if isinstance(cause, TrackerError) else error from None
+            except (TimeoutError, GetTimeoutError):
+                if self.silent_s > self._takeover_after_s:
+                    _log.error("tracker is silent; replacing it", extra={"silent_s": round(self.silent_s, 1)})
+                    await self._replace(handle)
+            except (RayActorError, ValueError):  # ValueError: the name was freed while we asked for it
+                self._forget(handle)
+            if time.monotonic() >= deadline:
+                raise TrackerUnavailable("The job tracker does not answer at the moment. Try again in a few seconds.")
+            await asyncio.sleep(RETRY_PAUSE_S)
+
+    # ---- commands -----------------------------------------------------------------------------------------------
+
+    async def submit(self, command: Submit, *, timeout_s: float = 10.0) -> JobView:
+        """Have a job accepted. Raises `QueueFull`, `JobIdInUse`, `IdempotencyKeyReused`, `Unavailable`."""
+        return cast(JobView, await self._execute(command, timeout_s))
+
+    async def claim(self, command: ClaimJobs, *, timeout_s: float = 30.0) -> tuple[Claim, ...]:
+        """Take queued jobs. Raises `Unavailable`."""
+        return cast(tuple[Claim, ...], await self._execute(command, timeout_s))
+
+    async def renew(self, command: Renew, *, timeout_s: float = 10.0) -> tuple[str, ...]:
+        """Keep leases; returns the keys that are lost. Raises `Unavailable`."""
+        return cast(tuple[str, ...], await self._execute(command, timeout_s))
+
+    async def finish(self, command: Finish, *, timeout_s: float = 30.0) -> bool:
+        """Report an outcome; False if it came too late. Raises `Unavailable`."""
+        return bool(await self._execute(command, timeout_s))
+
+    async def release(self, command: Release, *, timeout_s: float = 30.0) -> bool:
+        """Give a job back; False if it was not ours any more. Raises `Unavailable`."""
+        return bool(await self._execute(command, timeout_s))
+
+    async def cancel(self, command: Cancel, *, timeout_s: float = 10.0) -> JobView:
+        """Cancel a job. Raises `JobNotFound`, `NotCancellable`, `Unavailable`."""
+        return cast(JobView, await self._execute(command, timeout_s))
+
+    async def redeliver(self, command: Redeliver, *, timeout_s: float = 10.0) -> JobView:
+        """Send a callback again. Raises `JobNotFound`, `NotRedeliverable`, `Unavailable`."""
+        return cast(JobView, await self._execute(command, timeout_s))
+
+    async def _execute(self, command: Command, timeout_s: float) -> Answer:
+        pending = _Pending(command, asyncio.get_running_loop().create_future(), time.monotonic() + timeout_s)
+        try:
+            self._waiting.put_nowait(pending)
+        except asyncio.QueueFull:
+            raise TrackerUnavailable(f"{MAX_WAITING} commands wait for the tracker. Try again later.") from None
+        answer = await pending.future
+        if isinstance(answer, Rejected):
+            if answer.code in REFUSALS:
+                raise REFUSALS[answer.code](answer.message)
+            raise (StoreUnavailable if answer.code == StoreUnavailable.code else TrackerUnavailable)(answer.message)
+        return answer
+
+    async def _pump(self) -> None:
+        while True:
+            first = await self._waiting.get()
+            await self._room.acquire()
+            batch = [first]
+            while len(batch) < MAX_BATCH and not self._waiting.empty():
+                batch.append(self._waiting.get_nowait())
+            self._spawn(self._send(batch))
+
+    async def _send(self, batch: list[_Pending]) -> None:
+        try:
+            while batch := await self._send_once(batch):
+                await asyncio.sleep(RETRY_PAUSE_S)
+        finally:
+            self._room.release()
+
+    async def _send_once(self, batch: list[_Pending]) -> list[_Pending]:
+        """Send the batch, resolve what is answered, and return what has to be sent again."""
+        commands = tuple(pending.command for pending in batch)
+        try:
+            answers: tuple[Answer, ...] = await self._call(
+                lambda tracker: tracker.execute.remote(PROTOCOL_VERSION, commands),
+                deadline=min(pending.deadline for pending in batch),
+            )
+        except (TrackerError, RayError) as error:
+            answers = tuple(Rejected(TrackerUnavailable.code, str(error), retryable=True) for _ in batch)
+        again, now = [], time.monotonic()
+        for pending, answer in zip(batch, answers, strict=True):
+            lost = isinstance(answer, Rejected) and answer.retryable and answer.code != StoreUnavailable.code
+            if lost and now < pending.deadline and not pending.future.done():
+                again.append(pending)
+            elif not pending.future.done():
+                pending.future.set_result(answer)
+        return again
+
+    # ---- reading ------------------------------------------------------------------------------------------------
+
+    async def get(self, owner: str, job_id: str, *, timeout_s: float = 10.0) -> JobView | None:
+        """Return the current job with the client's id. Raises `Unavailable`."""
+        deadline = time.monotonic() + timeout_s
+        return cast(
+            JobView | None, await self._call(lambda tracker: tracker.get.remote(owner, job_id), deadline=deadline)
+        )
+
+    async def jobs(
+        self,
+        owner: str | None,
+        states: tuple[JobState, ...],
+        before: int | None,
+        limit: int,
+        *,
+        timeout_s: float = 10.0,
+    ) -> JobPage:
+        """Return a page of jobs, newest first. Raises `Unavailable`."""
+        deadline = time.monotonic() + timeout_s
+        page = await self._call(lambda tracker: tracker.jobs.remote(owner, states, before, limit), deadline=deadline)
+        return cast(JobPage, page)
+
+    async def changes(self, cursor: Cursor, wait_s: float) -> Changes:
+        """Return what changed since `cursor`, waiting up to `wait_s`. Raises `TrackerUnavailable`."""
+        timeout_s = wait_s + CHANGES_MARGIN_S
+        deadline = time.monotonic() + timeout_s
+        call = self._call(
+            lambda tracker: tracker.changes.remote(cursor, wait_s), deadline=deadline, answer_timeout_s=timeout_s
+        )
+        return cast(Changes, await call)
+
+    async def health(self, *, timeout_s: float = 2.0) -> TrackerHealth:
+        """Return the tracker's account of itself. Raises `TrackerUnavailable`."""
+        deadline = time.monotonic() + timeout_s
+        health = await self._call(
+            lambda tracker: tracker.health.remote(), deadline=deadline, answer_timeout_s=timeout_s
+        )
+        return cast(TrackerHealth, health)

@@ -1,0 +1,54 @@
+"""What the tracker is told when it is created. Seconds and bytes throughout."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
+
+TRACKER_NAME = "darkroom-tracker"
+TRACKER_NAMESPACE = "darkroom"
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerConfig:
+    """Limits and policies of the job memory; the service's settings fill it in."""
+
+    store_url: str
+    lease_s: float = 15.0
+    max_open_jobs: int = 10_000
+    max_attempts: int = 3
+    queue_timeout_s: float = 3600.0
+    shed_expired: bool = False
+    callback_timeout_s: float = 30.0
+    callback_horizon_s: float = 24 * 3600.0
+    callback_slots: int = 256
+    callback_slots_per_receiver: int = 32
+    callback_allow_loopback: bool = False
+    callback_allowed_networks: tuple[str, ...] = ()
+    retention_s: float = 7 * 24 * 3600.0
+    retention_bytes: int = 10 * 1000**3
+    retention_interval_s: float = 60.0
+    tick_s: float = 0.25
+    log_level: str = "INFO"
+
+    def fingerprint(self) -> str:
+        """Return a digest that differs when any value does."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@lru_cache
+def code_version() -> tuple[str, float]:
+    """Return the order of this code among others: package version, then the newest modification of its sources."""
+    newest = max(file.stat().st_mtime for file in Path(__file__).parent.rglob("*.py"))
+    return version("darkroom"), newest
+
+
+@lru_cache
+def code_fingerprint() -> str:
+    """Return a digest of this room's sources: equal on every node that has the same code."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,173 @@
+"""Statements on the outbox: one delivery a job, many attempts a delivery."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from callback.schema import deliveries, delivery_attempts, jobs
+from callback.states import DeliveryState, JobState
+
+
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """All that one attempt needs to be sent. `attempt` is reserved: no other attempt of the delivery has it."""
+
+    key: str
+    owner: str
+    job_id: str
+    webhook_id: str
+    attempt: int
+    url: str
+    secret: str | None
+    image_url: str | None
+    expiry: float | None
+    give_up_at: float
+    payload_status: str
+    finished_at: float
+    error: str | None
+    picture_key: str | None
+    picture_sha256: str | None
+    picture_size_bytes: int | None
+    picture_width: int | None
+    picture_height: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt settled. `retry_at` is None when there will be no further one."""
+
+    state: DeliveryState
+    attempted_at: float
+    settled_at: float
+    retry_at: float | None
+    status_code: int | None = None
+    response_preview: str | None = None
+    error: str | None = None
+
+
+def payload_status(state: JobState) -> str:
+    """Return what the callback's body says: `completed` or `failed` (a timeout is sent as `failed`)."""
+    return "completed" if state is JobState.COMPLETED else "failed"
+
+
+def create(
+    tx: sa.Connection, key: str, state: JobState, *, now: float, settles_by: float, give_up_at: float, expired: bool
+) -> None:
+    """Open the delivery of a job that has just ended: attempt 1 is reserved, unless the expiry has passed already."""
+    tx.execute(
+        sa.insert(deliveries).values(
+            key=key,
+            webhook_id=f"msg_{key}",
+            state=DeliveryState.EXPIRED if expired else DeliveryState.PENDING,
+            payload_status=payload_status(state),
+            attempts=0 if expired else 1,
+            final=expired,
+            settles_by=settles_by,
+            give_up_at=give_up_at,
+            first_settled_at=now if expired else None,
+            attempted_at=now if expired else None,
+            next_attempt_at=None,
+        )
+    )
+
+
+_PARCEL = sa.select(
+    jobs.c.key,
+    jobs.c.owner,
+    jobs.c.job_id,
+    deliveries.c.webhook_id,
+    deliveries.c.attempts.label("attempt"),
+    jobs.c.callback_url.label("url"),
+    jobs.c.callback_secret.label("secret"),
+    jobs.c.image_url,
+    jobs.c.expiry,
+    deliveries.c.give_up_at,
+    deliveries.c.payload_status,
+    jobs.c.finished_at,
+    jobs.c.error,
+    jobs.c.picture_key,
+    jobs.c.picture_sha256,
+    jobs.c.picture_size_bytes,
+    jobs.c.picture_width,
+    jobs.c.picture_height,
+).select_from(deliveries.join(jobs))
+
+
+def parcel(tx: sa.Connection, key: str) -> Parcel:
+    """Return what the attempt reserved last needs."""
+    return Parcel(**tx.execute(_PARCEL.where(deliveries.c.key == key)).mappings().one())
+
+
+def due(tx: sa.Connection, now: float, limit: int) -> list[str]:
+    """Return the keys of deliveries whose next attempt is due, the longest overdue first."""
+    query = sa.select(deliveries.c.key).where(deliveries.c.final.is_(sa.false()), deliveries.c.next_attempt_at <= now)
+    return list(tx.execute(query.order_by(deliveries.c.next_attempt_at).limit(limit)).scalars())
+
+
+def reserve(tx: sa.Connection, key: str, now: float) -> Parcel | None:
+    """Reserve the next attempt of a due delivery; None if it is due no more."""
+    where = (deliveries.c.key == key, deliveries.c.final.is_(sa.false()), deliveries.c.next_attempt_at <= now)
+    changed = tx.execute(
+        sa.update(deliveries).where(*where).values(attempts=deliveries.c.attempts + 1, next_attempt_at=None)
+    )
+    return parcel(tx, key) if changed.rowcount else None
+
+
+def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> bool:
+    """Record an attempt's outcome; False if a later attempt has been reserved since."""
+    changed = tx.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.key == key, deliveries.c.attempts == attempt, deliveries.c.final.is_(sa.false()))
+        .values(
+            state=outcome.state,
+            attempted_at=outcome.attempted_at,
+            first_settled_at=sa.func.coalesce(deliveries.c.first_settled_at, outcome.settled_at),
+            next_attempt_at=outcome.retry_at,
+            final=outcome.retry_at is None,
+            status_code=outcome.status_code,
+            response_preview=outcome.response_preview,
+            error=outcome.error,
+        )
+    )
+    if not changed.rowcount:
+        return False
+    tx.execute(
+        sa.insert(delivery_attempts).values(
+            key=key,
+            attempt=attempt,
+            attempted_at=outcome.attempted_at,
+            settled_at=outcome.settled_at,
+            state=outcome.state,
+            status_code=outcome.status_code,
+            error=outcome.error,
+        )
+    )
+    return True
+
+
+def retry_unsettled(tx: sa.Connection, now: float) -> int:
+    """Make due every delivery whose reserved attempt has no known outcome: its tracker died while sending.
+
+    Returns how many. The attempt may have arrived, so the next one is a repeat under the same webhook id.
+    """
+    unsettled = (deliveries.c.final.is_(sa.false()), deliveries.c.next_attempt_at.is_(None))
+    return tx.execute(sa.update(deliveries).where(*unsettled).values(next_attempt_at=now)).rowcount
+
+
+def redeliver(tx: sa.Connection, key: str, request_id: str, *, now: float, give_up_at: float) -> bool:
+    """Make a settled delivery due again; False if this request was carried out before or an attempt is under way."""
+    idle = sa.or_(deliveries.c.final.is_(sa.true()), deliveries.c.next_attempt_at.is_not(None))
+    fresh = sa.or_(deliveries.c.redelivery_id.is_(None), deliveries.c.redelivery_id != request_id)
+    changed = tx.execute(
+        sa.update(deliveries)
+        .where(deliveries.c.key == key, idle, fresh)
+        .values(final=False, next_attempt_at=now, give_up_at=give_up_at, redelivery_id=request_id)
+    )
+    return bool(changed.rowcount)
+
+
+def pending(tx: sa.Connection) -> int:
+    """Return how many deliveries are not final."""
+    return tx.execute(
+        sa.select(sa.func.count()).select_from(deliveries).where(deliveries.c.final.is_(sa.false()))
+    ).scalar_one()

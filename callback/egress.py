@@ -1,0 +1,125 @@
+"""Where callbacks may go: a client's URL is resolved once, every address is checked, and a checked one is connected to.
+
+Refused unless allowed by configuration: everything that is not a public unicast address (private, loopback, link-local
+with the metadata services, carrier-grade NAT, multicast, reserved, documentation), also when it hides in an IPv6 address
+(mapped, 6to4, NAT64, Teredo). Odd spellings (`127.1`, `0x7f.1`) need no rule: what they resolve to is checked
+"""
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from yarl import URL
+
+from callback.errors import EgressRefused
+
+RESOLVE_TIMEOUT_S = 3.0
+MAX_URL_LENGTH = 2048
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+Resolver = Callable[[str, int], Awaitable[list[str]]]
+
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
+# Resolution blocks a thread for as long as DNS takes; a pool of its own keeps slow names from other work.
+_threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="resolve")
+
+
+async def system_resolver(host: str, port: int) -> list[str]:
+    """Return the addresses of `host` as the operating system resolves it."""
+    loop = asyncio.get_running_loop()
+    found = await loop.run_in_executor(_threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A checked destination: connect to `address` and speak to `url.host`."""
+
+    url: URL
+    address: str
+
+
+class EgressPolicy:
+    """The rule which addresses callbacks may be sent to."""
+
+    def __init__(
+        self,
+        *,
+        allow_loopback: bool = False,
+        allowed_networks: tuple[str, ...] = (),
+        resolver: Resolver = system_resolver,
+    ) -> None:
+        self._allow_loopback = allow_loopback
+        self._networks = tuple(ipaddress.ip_network(network) for network in allowed_networks)
+        self._resolve = resolver
+
+    def parse(self, url: str) -> URL:
+        """Return the URL if its form is acceptable. Raises `EgressRefused`."""
+        if len(url) > MAX_URL_LENGTH:
+            raise EgressRefused(f"The URL is longer than {MAX_URL_LENGTH} characters.")
+        try:
+            parsed = URL(url)
+            host, port = parsed.host, parsed.port
+        except ValueError:
+            raise EgressRefused(
+                "The URL cannot be read. Use http://host[:port]/path or https://host[:port]/path."
+            ) from None
+        if parsed.scheme not in {"http", "https"}:
+            raise EgressRefused("The URL must begin with http:// or https://.")
+        if not host or not port:
+            raise EgressRefused("The URL must name a host, and a port between 1 and 65535 if it names one.")
+        if parsed.user is not None or parsed.password is not None:
+            raise EgressRefused("The URL must not carry a user name or password. Use callback_secret instead.")
+        return parsed
+
+    async def check(self, url: str) -> Target:
+        """Resolve the URL's host and return a destination that may be connected to. Raises `EgressRefused`."""
+        parsed = self.parse(url)
+        host, port = str(parsed.raw_host), parsed.port or 80
+        try:
+            addresses = await asyncio.wait_for(self._resolve(host, port), RESOLVE_TIMEOUT_S)
+        except TimeoutError:
+            raise EgressRefused(f"The host {host!r} did not resolve within {RESOLVE_TIMEOUT_S:g} s.") from None
+        except (OSError, UnicodeError):
+            raise EgressRefused(f"The host {host!r} does not resolve.") from None
+        for address in addresses:
+            if self.allows(address):
+                return Target(parsed, address)
+        raise EgressRefused(
+            f"The host {host!r} is at an address that this service does not send to. "
+            "The operator can allow its network with callback_allowed_networks."
+        )
+
+    def allows(self, address: str) -> bool:
+        """Tell whether `address` (textual, IPv4 or IPv6) may be connected to."""
+        try:
+            ip = ipaddress.ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        return all(self._allows_one(part) for part in _unwrapped(ip))
+
+    def _allows_one(self, ip: IpAddress) -> bool:
+        if any(ip in network for network in self._networks if network.version == ip.version):
+            return True
+        if ip.is_loopback:
+            return self._allow_loopback
+        return ip.is_global and not ip.is_multicast and not ip.is_reserved and not ip.is_unspecified
+
+
+def _unwrapped(ip: IpAddress) -> tuple[IpAddress, ...]:
+    """Return the address itself, or the IPv4 addresses that it stands for."""
+    if isinstance(ip, ipaddress.IPv4Address):
+        return (ip,)
+    if ip.ipv4_mapped is not None:
+        return (ip.ipv4_mapped,)
+    if ip.sixtofour is not None:
+        return (ip, ip.sixtofour)
+    if ip.teredo is not None:
+        return (ip, *ip.teredo)
+    if ip in _NAT64 or (ip in _IPV4_COMPATIBLE and int(ip) > 1):
+        return (ip, ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+    return (ip,)

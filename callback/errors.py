@@ -1,0 +1,97 @@
+"""Everything that the job memory refuses, as one tree. The message is a sentence for the client or the operator."""
+
+
+class TrackerError(Exception):
+    """Root of the errors of this room. `code` is stable and machine-readable."""
+
+    code = "tracker_error"
+
+
+class Refusal(TrackerError):
+    """The request itself cannot be granted; nothing was changed and repeating it unchanged will not help."""
+
+
+class JobNotFound(Refusal):
+    """No such job, or not one of this owner."""
+
+    code = "job_not_found"
+
+
+class JobIdInUse(Refusal):
+    """The client's job id names a live job with another body, or one whose callback is still being delivered."""
+
+    code = "job_id_in_use"
+
+
+class IdempotencyKeyReused(Refusal):
+    """The Idempotency-Key came before with another body."""
+
+    code = "idempotency_key_reused"
+
+
+class QueueFull(Refusal):
+    """As many jobs are open as the settings allow."""
+
+    code = "queue_full"
+
+
+class NotCancellable(Refusal):
+    """The job has a final state already."""
+
+    code = "not_cancellable"
+
+
+class NotRedeliverable(Refusal):
+    """There is nothing to deliver: the job is still open, has no callback URL, or its expiry has passed."""
+
+    code = "not_redeliverable"
+
+
+class Unavailable(TrackerError):
+    """The request was fine and may be repeated: the service cannot take it just now."""
+
+    code = "unavailable"
+
+
+class StoreUnavailable(Unavailable):
+    """The store did not commit: disk full or read-only, database locked, server away."""
+
+    code = "store_unavailable"
+
+
+class TrackerUnavailable(Unavailable):
+    """The tracker did not answer in time."""
+
+    code = "tracker_unavailable"
+
+
+class Deposed(TrackerError):
+    """Another tracker owns the store: this one must stop at once."""
+
+    code = "deposed"
+
+
+class SchemaTooNew(TrackerError):
+    """The database was written by a newer Darkroom than this one."""
+
+    code = "schema_too_new"
+
+
+class EgressRefused(TrackerError):
+    """A callback address is not one that the policy lets us connect to."""
+
+    code = "egress_refused"
+
+
+REFUSALS: dict[str, type[Refusal]] = {
+    kind.code: kind
+    for kind in (
+        JobNotFound,
+        JobIdInUse,
+        IdempotencyKeyReused,
+        QueueFull,
+        NotCancellable,
+        NotRedeliverable,
+    )
+}
+"""The refusals that travel between rooms, by code."""

@@ -1,0 +1,197 @@
+"""Statements on the job table. Every change is a compare-and-set on (state, attempt) that says whether it happened."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from callback.records import DeliveryView, JobView, NewJob, Picture
+from callback.schema import deliveries, jobs
+from callback.states import OPEN, DeliveryState, JobState
+
+_VIEW = (
+    sa.select(jobs, *(column.label(f"delivery_{column.name}") for column in deliveries.c))
+    .select_from(jobs.outerjoin(deliveries))
+    .order_by(jobs.c.seq)
+)
+_COMMON = tuple(field for field in JobView.__dataclass_fields__ if field in jobs.c)
+_DELIVERY = tuple(DeliveryView.__dataclass_fields__)
+
+
+def view_of(row: sa.RowMapping) -> JobView:
+    """Build the view that readers get from a joined row."""
+    picture = None
+    if row["picture_key"] is not None:
+        picture = Picture(
+            key=row["picture_key"],
+            sha256=row["picture_sha256"],
+            size_bytes=row["picture_size_bytes"],
+            width=row["picture_width"],
+            height=row["picture_height"],
+        )
+    delivery = None
+    if row["delivery_key"] is not None:
+        values: dict[str, Any] = {name: row[f"delivery_{name}"] for name in _DELIVERY}
+        delivery = DeliveryView(**values | {"state": DeliveryState(values["state"])})
+    common: dict[str, Any] = {name: row[name] for name in _COMMON}
+    return JobView(
+        **common | {"state": JobState(row["state"])},
+        has_callback=row["callback_url"] is not None,
+        callback_secret_provided=row["callback_secret"] is not None,
+        picture=picture,
+        picture_deleted=row["picture_deleted_at"] is not None,
+        delivery=delivery,
+    )
+
+
+def insert(statement: Any, tx: sa.Connection, job: NewJob, seq: int, now: float) -> bool:
+    """Insert a queued job with the store's INSERT `statement`; False if its key, id or idempotency key is taken."""
+    callback = job.callback
+    row = {
+        "key": job.key,
+        "seq": seq,
+        "owner": job.owner,
+        "job_id": job.job_id,
+        "kind": job.kind,
+        "model": job.model,
+        "state": JobState.QUEUED,
+        "attempt": 0,
+        "blamed": 0,
+        "request_json": job.request_json,
+        "fingerprint": job.fingerprint,
+        "idempotency_key": job.idempotency_key,
+        "callback_url": callback.url if callback else None,
+        "callback_secret": callback.secret if callback else None,
+        "image_url": callback.image_url if callback else None,
+        "expiry": job.expiry,
+        "queued_at": now,
+        "cancel_requested": False,
+    }
+    return bool(tx.execute(statement.on_conflict_do_nothing(), row).rowcount)
+
+
+def _one(tx: sa.Connection, *where: sa.ColumnElement[bool]) -> JobView | None:
+    row = tx.execute(_VIEW.where(*where)).mappings().first()
+    return view_of(row) if row is not None else None
+
+
+def by_key(tx: sa.Connection, key: str) -> JobView | None:
+    """Return the job with our key."""
+    return _one(tx, jobs.c.key == key)
+
+
+def by_client_id(tx: sa.Connection, owner: str, job_id: str) -> JobView | None:
+    """Return the current job with the client's id; earlier ones under the same id are reached by key only."""
+    return _one(tx, jobs.c.owner == owner, jobs.c.job_id == job_id, jobs.c.superseded_at.is_(None))
+
+
+def by_idempotency_key(tx: sa.Connection, owner: str, idempotency_key: str) -> JobView | None:
+    """Return the job that was submitted with this Idempotency-Key."""
+    return _one(tx, jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
+
+
+def supersede(tx: sa.Connection, key: str, now: float) -> None:
+    """Free the client's id of a final job for a new one; the record stays under its key."""
+    tx.execute(sa.update(jobs).where(jobs.c.key == key).values(superseded_at=now))
+
+
+def open_jobs(tx: sa.Connection) -> list[tuple[JobView, str | None, str | None, int]]:
+    """Return all open jobs in queue order, each with its holder, claim id and count of blamed attempts."""
+    rows = tx.execute(_VIEW.where(jobs.c.state.in_(list(OPEN)))).mappings()
+    return [(view_of(row), row["holder"], row["claim_id"], row["blamed"]) for row in rows]
+
+
+def last_seq(tx: sa.Connection) -> int:
+    """Return the highest queue number given so far."""
+    return tx.execute(sa.select(sa.func.max(jobs.c.seq))).scalar_one() or 0
+
+
+def claim(tx: sa.Connection, key: str, attempt: int, holder: str, claim_id: str) -> bool:
+    """queued → processing, as attempt `attempt` + 1."""
+    return _change(
+        tx,
+        key,
+        JobState.QUEUED,
+        attempt,
+        {"state": JobState.PROCESSING, "attempt": attempt + 1, "holder": holder, "claim_id": claim_id},
+    )
+
+
+def release(tx: sa.Connection, key: str, attempt: int, *, blamed: bool) -> bool:
+    """processing → queued; `blamed` counts towards the cap of attempts."""
+    return _change(
+        tx,
+        key,
+        JobState.PROCESSING,
+        attempt,
+        {"state": JobState.QUEUED, "holder": None, "claim_id": None, "blamed": jobs.c.blamed + int(blamed)},
+    )
+
+
+def finish(tx: sa.Connection, key: str, before: JobState, attempt: int, values: dict[str, Any]) -> bool:
+    """Write a final state with `values` (state, times, picture, error). A job being cancelled cannot complete."""
+    wanted = (jobs.c.cancel_requested.is_(sa.false()),) if values["state"] is JobState.COMPLETED else ()
+    return _change(tx, key, before, attempt, values | {"holder": None, "claim_id": None}, *wanted)
+
+
+def _change(
+    tx: sa.Connection,
+    key: str,
+    before: JobState,
+    attempt: int,
+    values: dict[str, Any],
+    *also: sa.ColumnElement[bool],
+) -> bool:
+    where = (jobs.c.key == key, jobs.c.state == before, jobs.c.attempt == attempt, *also)
+    return bool(tx.execute(sa.update(jobs).where(*where).values(**values)).rowcount)
+
+
+def request_cancel(tx: sa.Connection, key: str) -> bool:
+    """Note that a processing job shall stop; False if it is processing no more."""
+    where = (jobs.c.key == key, jobs.c.state == JobState.PROCESSING)
+    return bool(tx.execute(sa.update(jobs).where(*where).values(cancel_requested=True)).rowcount)
+
+
+def page(
+    tx: sa.Connection, owner: str | None, states: Sequence[JobState], before: int | None, limit: int
+) -> list[JobView]:
+    """Return up to `limit` jobs, newest first, older than queue number `before`."""
+    query = _VIEW.order_by(None).order_by(jobs.c.seq.desc()).limit(limit)
+    if owner is not None:
+        query = query.where(jobs.c.owner == owner)
+    if states:
+        query = query.where(jobs.c.state.in_(list(states)))
+    if before is not None:
+        query = query.where(jobs.c.seq < before)
+    return [view_of(row) for row in tx.execute(query).mappings()]
+
+
+def finished_before(tx: sa.Connection, moment: float, limit: int) -> list[JobView]:
+    """Return up to `limit` jobs that ended before `moment` and whose callback is settled for good, oldest first."""
+    settled = sa.or_(deliveries.c.key.is_(None), deliveries.c.final.is_(sa.true()))
+    query = _VIEW.order_by(None).order_by(jobs.c.finished_at).where(jobs.c.finished_at < moment, settled).limit(limit)
+    return [view_of(row) for row in tx.execute(query).mappings()]
+
+
+def pictures_bytes(tx: sa.Connection) -> int:
+    """Return how many bytes of pictures are recorded as kept."""
+    kept = sa.select(sa.func.coalesce(sa.func.sum(jobs.c.picture_size_bytes), 0))
+    return int(tx.execute(kept.where(jobs.c.picture_deleted_at.is_(None))).scalar_one())
+
+
+def oldest_pictures(tx: sa.Connection, limit: int) -> list[JobView]:
+    """Return up to `limit` settled jobs that still have a picture, oldest first."""
+    settled = sa.or_(deliveries.c.key.is_(None), deliveries.c.final.is_(sa.true()))
+    has_picture = (jobs.c.picture_key.is_not(None), jobs.c.picture_deleted_at.is_(None))
+    query = _VIEW.order_by(None).order_by(jobs.c.finished_at).where(*has_picture, settled).limit(limit)
+    return [view_of(row) for row in tx.execute(query).mappings()]
+
+
+def picture_deleted(tx: sa.Connection, keys: Sequence[str], now: float) -> None:
+    """Note that the pictures of these jobs are gone."""
+    tx.execute(sa.update(jobs).where(jobs.c.key.in_(keys)).values(picture_deleted_at=now))
+
+
+def delete(tx: sa.Connection, keys: Sequence[str]) -> None:
+    """Forget these jobs; their deliveries go with them."""
+    tx.execute(sa.delete(jobs).where(jobs.c.key.in_(keys)))

@@ -1,0 +1,290 @@
+"""The records that travel between the rooms and the tracker: what is asked, what is answered, what readers see.
+
+They are frozen and hold plain values only, because they cross process borders and Darkroom versions.
+Moments are seconds since the Unix epoch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from callback.states import FINAL, DeliveryState, JobState
+
+PROTOCOL_VERSION = 1
+"""Raised when a record below changes so that an older ingress and a newer tracker would misunderstand each other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A published picture as the tracker records it: artifact key, SHA-256 (hex), bytes, pixels."""
+
+    key: str
+    sha256: str
+    size_bytes: int
+    width: int
+    height: int
+
+
+class PictureStore(Protocol):
+    """Where pictures lie; the deployments room implements it and the service hands it in."""
+
+    def read(self, picture: Picture) -> bytes:
+        """Return the PNG after checking its size, SHA-256 and pixels; raises if it is missing or altered."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the picture; it is no error if there is none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """Where and until when the client wants the result sent."""
+
+    url: str
+    secret: str | None
+    image_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A validated submission. `key` is ours and unique; `job_id` is the client's, unique per owner among the current.
+
+    `request_json` is opaque to the tracker; `fingerprint` tells whether two submissions ask for the same.
+    """
+
+    key: str
+    owner: str
+    job_id: str
+    kind: str
+    model: str
+    request_json: str
+    fingerprint: str
+    callback: Callback | None = None
+    expiry: float | None = None
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveryView:
+    """The delivery of a final job. `settles_by`: the moment from which readers need not wait for the first attempt."""
+
+    state: DeliveryState
+    webhook_id: str
+    attempts: int
+    final: bool
+    settles_by: float
+    payload_status: str
+    first_settled_at: float | None = None
+    attempted_at: float | None = None
+    next_attempt_at: float | None = None
+    status_code: int | None = None
+    response_preview: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job as readers see it, at one version of the tracker's change stream."""
+
+    key: str
+    owner: str
+    job_id: str
+    kind: str
+    model: str
+    state: JobState
+    seq: int
+    attempt: int
+    request_json: str
+    fingerprint: str
+    queued_at: float
+    has_callback: bool
+    callback_url: str | None = None
+    callback_secret_provided: bool = False
+    expiry: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    stage: str | None = None
+    step: int = 0
+    steps: int = 0
+    cancel_requested: bool = False
+    error: str | None = None
+    error_code: str | None = None
+    picture: Picture | None = None
+    picture_deleted: bool = False
+    result_json: str | None = None
+    delivery: DeliveryView | None = None
+
+    def settled(self, now: float) -> bool:
+        """Tell whether readers may be shown the final state.
+
+        It comes with the outcome of the first delivery attempt, at the latest one callback timeout after the finish.
+        """
+        if self.state not in FINAL:
+            return False
+        delivery = self.delivery
+        return delivery is None or delivery.first_settled_at is not None or now >= delivery.settles_by
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Where a running attempt is: `step` of `steps` denoising steps done."""
+
+    key: str
+    attempt: int
+    stage: str
+    step: int
+    steps: int
+    started_at: float | None = None
+
+
+# ---- commands: each may be sent again after a lost answer, and then answers the same -------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Accept a job. Answer: its `JobView` (the earlier one for a repeated submission)."""
+
+    job: NewJob
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimJobs:
+    """Take up to `limit` queued jobs of `model` under a lease. Answer: `Claim`s. `claim_id` is new per claim."""
+
+    holder: str
+    claim_id: str
+    model: str
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Keep the leases of these attempts, and tell how far they are. Answer: the keys that this holder has lost."""
+
+    holder: str
+    progress: tuple[Progress, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Report the outcome of an attempt. Answer: True if it is (or already was) the job's final state."""
+
+    key: str
+    attempt: int
+    state: JobState
+    picture: Picture | None = None
+    result_json: str | None = None
+    error: str | None = None
+    error_code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give a claimed job back. `blamed`: its replica died under it, which counts towards the cap of attempts.
+
+    Answer: True if the job was still held by this attempt.
+    """
+
+    key: str
+    attempt: int
+    blamed: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Cancel by the client's id. Answer: `JobView`; final at once if queued, else when the replica has stopped."""
+
+    owner: str
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Redeliver:
+    """Send the callback of a final job again. `request_id` is new per request. Answer: `JobView`."""
+
+    owner: str
+    job_id: str
+    request_id: str
+
+
+Command = Submit | ClaimJobs | Renew | Finish | Release | Cancel | Redeliver
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A job handed to a dispatcher: render it, then report with this `attempt`."""
+
+    key: str
+    job_id: str
+    attempt: int
+    model: str
+    request_json: str
+    artifact_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """The answer to a command that was refused (`retryable` false) or could not be committed (`retryable` true)."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+Answer = JobView | tuple[Claim, ...] | tuple[str, ...] | bool | Rejected
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """A place in the change stream of one tracker incarnation."""
+
+    epoch: int = -1
+    version: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """Everything that changed since a cursor. With `reset`, `views` is the whole of the open jobs instead."""
+
+    cursor: Cursor
+    views: tuple[JobView, ...]
+    reset: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """One page of the job list, newest first. `next_cursor` is None on the last page."""
+
+    views: tuple[JobView, ...]
+    next_cursor: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerHealth:
+    """What the tracker knows of itself. `degraded` holds sentences; `accepting` is false when submits would fail."""
+
+    epoch: int
+    accepting: bool
+    degraded: tuple[str, ...]
+    open_jobs: int
+    queued: dict[str, int] = field(default_factory=dict)
+    head_age_s: dict[str, float] = field(default_factory=dict)
+    pending_deliveries: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrackerIdentity:
+    """Which code runs with which configuration; a newer replica takes over from an older one."""
+
+    protocol_version: int
+    code_version: tuple[str, float]
+    code_fingerprint: str
+    config_fingerprint: str
+    epoch: int
+    pid: int
+
+
+def artifact_key(key: str, attempt: int) -> str:
+    """Return where an attempt publishes: attempts never share a name, so that a late one overwrites nothing."""
+    return f"{key[-2:]}/{key}/{attempt}.png"

@@ -1,0 +1,138 @@
+"""One delivery attempt over HTTP: the multipart body, the headers, the connection to a checked address."""
+
+import asyncio
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+
+from callback.clock import iso
+from callback.delivery_rows import Parcel
+from callback.egress import Target
+
+PREVIEW_CHARS = 500
+"""How much of an answer's body is kept; no more than that is read."""
+CONNECT_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The receiver's answer."""
+
+    status_code: int
+    preview: str
+    retry_after_s: float | None
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the receiver took it: any 2xx. Redirects are not followed."""
+        return 200 <= self.status_code < 300
+
+    @property
+    def gone(self) -> bool:
+        """Whether the receiver asks never to be tried again (410, as in Standard Webhooks)."""
+        return self.status_code == 410
+
+
+class NoReply(Exception):
+    """No answer came: refused, reset, timed out, TLS failure. The message says which."""
+
+
+class Sender:
+    """Posts callbacks. Proxies of the environment and redirects are not used; answers are read up to a limit."""
+
+    def __init__(self) -> None:
+        # The courier bounds how many attempts run, by receiver too; a second bound here would only hide waits from it.
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False)
+        self._session = aiohttp.ClientSession(
+            connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def post(
+        self, parcel: Parcel, image: bytes | None, target: Target, *, sent_at: float, timeout_s: float
+    ) -> Reply:
+        """Send the callback to the target's address and return the answer, all within `timeout_s`. Raises `NoReply`."""
+        form = _form(parcel, image)
+        headers = _headers(parcel, sent_at) | {"Host": _authority(target)}
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, CONNECT_TIMEOUT_S))
+        tls_name = target.url.raw_host if target.url.scheme == "https" else None
+        try:
+            async with self._session.post(
+                target.url.with_host(target.address),
+                data=form,
+                headers=headers,
+                allow_redirects=False,
+                timeout=timeout,
+                server_hostname=tls_name,
+            ) as response:
+                start = await response.content.read(PREVIEW_CHARS * 4)
+                preview = start.decode("utf-8", "replace").replace("\x00", "\N{REPLACEMENT CHARACTER}")[:PREVIEW_CHARS]
+                return Reply(response.status, preview, _retry_after(response.headers.get("Retry-After")))
+        except TimeoutError:
+            raise NoReply(f"The receiver did not answer within {timeout_s:.0f} s.") from None
+        except (aiohttp.ClientError, ssl.SSLError, OSError, asyncio.IncompleteReadError) as error:
+            raise NoReply(f"The receiver could not be reached ({_cause(error)}).") from None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._session.close()
+
+
+def _form(parcel: Parcel, image: bytes | None) -> aiohttp.FormData:
+    form = aiohttp.FormData(default_to_multipart=True)
+    form.add_field("job_id", parcel.job_id)
+    form.add_field("status", parcel.payload_status)
+    form.add_field("completed_at", iso(parcel.finished_at))
+    if parcel.error is not None:
+        form.add_field("error", parcel.error)
+    if image is not None:
+        form.add_field("image", image, filename=f"{parcel.job_id}.png", content_type="image/png")
+        form.add_field("image_url", parcel.image_url or "")
+    return form
+
+
+def _headers(parcel: Parcel, sent_at: float) -> dict[str, str]:
+    headers = {
+        "User-Agent": "darkroom-courier",
+        "webhook-id": parcel.webhook_id,
+        "webhook-timestamp": str(int(sent_at)),
+        "webhook-attempt": str(parcel.attempt),
+    }
+    if parcel.secret is not None:
+        headers["X-Callback-Secret"] = parcel.secret
+    return headers
+
+
+def _authority(target: Target) -> str:
+    host = str(target.url.raw_host)
+    host = f"[{host}]" if ":" in host else host
+    return host if target.url.is_default_port() else f"{host}:{target.url.port}"
+
+
+def _cause(error: BaseException) -> str:
+    system = getattr(error, "os_error", None) or error
+    return getattr(system, "strerror", None) or type(error).__name__
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Read a Retry-After header: seconds or a date (RFC 9110, 10.2.3)."""
+    if value is None:
+        return None
+    if value.isascii() and value.isdigit():
+        return float(value[:9])
+    try:
+        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,175 @@
+"""The durable memory: one SQL database, one writing tracker at a time.
+
+SQLite (WAL, full sync) is the embedded default; PostgreSQL serves clusters. `Store.transaction` is the only way to
+write: it checks the owner epoch inside the transaction, so that a tracker which was stopped or replaced changes nothing
+when it wakes (design invariant I3).
+"""
+
+import logging
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from callback.errors import Deposed, SchemaTooNew, StoreUnavailable
+from callback.schema import tracker_owner
+
+BUSY_TIMEOUT_S = 5.0
+"""How long SQLite waits for another writer (a backup, a second tracker taking over) before the commit is refused."""
+
+_log = logging.getLogger("darkroom.store")
+
+
+class Store:
+    """A database of jobs. Build it with a SQLAlchemy URL; `prepare` brings it to the present schema."""
+
+    def __init__(self, url: str) -> None:
+        self._url = sa.make_url(url)
+        if self.is_local and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+        self._writer = self._engine(begin="BEGIN IMMEDIATE", pool_size=2)
+        self._reader = self._engine(begin="BEGIN", pool_size=4)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the data lies on this machine's disk, so that the tracker must not move to another node."""
+        return self._url.get_backend_name() == "sqlite"
+
+    def _engine(self, *, begin: str, pool_size: int) -> sa.Engine:
+        if not self.is_local:
+            return sa.create_engine(
+                self._url,
+                pool_size=pool_size,
+                max_overflow=0,
+                pool_timeout=BUSY_TIMEOUT_S,
+                pool_pre_ping=True,
+                connect_args={
+                    "connect_timeout": 5,
+                    "options": "-c statement_timeout=15000 -c lock_timeout=5000",
+                },
+            )
+        engine = sa.create_engine(
+            self._url, pool_size=pool_size, max_overflow=0, connect_args={"check_same_thread": False}
+        )
+
+        @sa.event.listens_for(engine, "connect")
+        def _configure(connection: sqlite3.Connection, _record: object) -> None:
+            # The driver's own transaction handling would begin deferred transactions that deadlock on upgrade.
+            connection.isolation_level = None
+            cursor = connection.cursor()
+            cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
+            cursor.execute("PRAGMA journal_mode = WAL")
+            cursor.execute("PRAGMA synchronous = FULL")
+            cursor.execute("PRAGMA foreign_keys = ON")
+            cursor.close()
+
+        @sa.event.listens_for(engine, "begin")
+        def _begin(connection: sa.Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+        return engine
+
+    def prepare(self) -> None:
+        """Migrate the database to the present schema.
+
+        Raises `SchemaTooNew` if a newer Darkroom wrote it, `StoreUnavailable` if it cannot be reached or written.
+        """
+        with _unavailable_if_failing():
+            script = ScriptDirectory.from_config(self._alembic())
+            with self._reader.connect() as connection:
+                found = MigrationContext.configure(connection).get_current_revision()
+            if found == script.get_current_head():
+                return
+            known = {revision.revision for revision in script.walk_revisions()}
+            if found is not None and found not in known:
+                raise SchemaTooNew(
+                    f"The database has schema {found}, which this Darkroom does not know: it was written by a newer "
+                    "version. Start that version, or restore a backup from before the upgrade."
+                )
+            with self._writer.begin() as connection:
+                config = self._alembic()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        self._protect_file()
+
+    def _alembic(self) -> Config:
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        return config
+
+    def _protect_file(self) -> None:
+        # Callback secrets lie in the rows: nobody but the service's user needs to read them.
+        if self.is_local and self._url.database:
+            for suffix in ("", "-wal", "-shm"):
+                file = Path(self._url.database + suffix)
+                if file.exists():
+                    file.chmod(0o600)
+
+    def acquire(self, holder: str, now: float) -> int:
+        """Become the writing tracker: raise the epoch, which shuts every earlier tracker out. Returns the new epoch."""
+        with _unavailable_if_failing(), self._writer.begin() as tx:
+            found = tx.execute(sa.select(tracker_owner.c.epoch).with_for_update()).scalar_one_or_none()
+            epoch = (found or 0) + 1
+            row = {"epoch": epoch, "holder": holder, "taken_at": now}
+            if found is None:
+                tx.execute(sa.insert(tracker_owner).values(id=1, **row))
+            else:
+                tx.execute(sa.update(tracker_owner).values(**row))
+        return epoch
+
+    @contextmanager
+    def transaction(self, epoch: int) -> Iterator[sa.Connection]:
+        """Open a writing transaction of the tracker that owns `epoch`; it commits at the end of the block.
+
+        Raises `Deposed` if another tracker has taken over, `StoreUnavailable` if nothing could be committed.
+        """
+        with _unavailable_if_failing(), self._writer.begin() as tx:
+            # FOR SHARE makes a successor's `acquire` wait until this transaction has ended (SQLite: BEGIN IMMEDIATE).
+            owner = sa.select(tracker_owner.c.epoch).with_for_update(read=True)
+            if tx.execute(owner).scalar_one() != epoch:
+                raise Deposed("Another tracker owns the store now.")
+            yield tx
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """Open a consistent read-only view. Raises `StoreUnavailable`."""
+        with _unavailable_if_failing(), self._reader.begin() as connection:
+            yield connection
+
+    def insert(self, table: sa.Table) -> Any:
+        """Return an INSERT for this database that offers `on_conflict_do_nothing`."""
+        if self.is_local:
+            from sqlalchemy.dialects.sqlite import insert  # noqa: PLC0415
+        else:
+            from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]  # noqa: PLC0415
+        return insert(table)
+
+    def close(self) -> None:
+        """Close every connection."""
+        self._writer.dispose()
+        self._reader.dispose()
+
+
+@contextmanager
+def _unavailable_if_failing() -> Iterator[None]:
+    """Turn what the database reports of its own state into `StoreUnavailable`; our own mistakes pass through."""
+    try:
+        yield
+    except (
+        sa.exc.OperationalError,
+        sa.exc.InternalError,
+        sa.exc.TimeoutError,
+        sa.exc.InterfaceError,
+    ) as error:
+        cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        _log.error("store failed", extra={"cause": cause})
+        raise StoreUnavailable(f"The job store cannot be used at the moment ({cause}). Try again later.") from error
+    except OSError as error:
+        raise StoreUnavailable(f"The job store cannot be used at the moment ({error.strerror}).") from error

@@ -1,0 +1,1 @@
+"""The hands: rendering. This room knows nothing of HTTP, jobs or callbacks."""

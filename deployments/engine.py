@@ -1,0 +1,262 @@
+"""The engine: one device, one job on it at a time, and the tail of a job beside the next job's denoising.
+
+Three kinds of threads. The device thread owns the renderer: it loads the model and does all device work. Tail threads
+wait for the device's copy, encode the PNG and publish it. The watchdog looks whether jobs still move. No Ray here.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from typing import Protocol
+
+from deployments.artifacts import ArtifactStore
+from deployments.errors import EngineBusy, EngineUnhealthy, RenderBroken, RenderCancelled, RenderingError
+from deployments.job import EventSink, RenderJob
+from deployments.render import RenderRequest
+from observability.logs import get_logger, job_context
+
+_log = get_logger("engine")
+
+_TAIL_BACKLOG = 2  # pictures on their way to the store; more would only pile up memory behind a slow disk
+_WATCH_INTERVAL_S = 1.0
+
+
+class Picture(Protocol):
+    """A picture that may still be on its way from the device. Used by one tail thread."""
+
+    def wait(self) -> None:
+        """Block until the device has finished with the pixels and they lie in host memory."""
+
+    def png(self) -> bytes:
+        """Return the encoded picture. Raises RenderBroken if the pixels are no picture."""
+
+
+class Renderer(Protocol):
+    """What an engine drives. All calls come from the device thread."""
+
+    @property
+    def device(self) -> str:
+        """Name of the device, such as `cpu` or `cuda:0 NVIDIA H100`; valid after `load`."""
+
+    def load(self) -> None:
+        """Bring the model to the device and show that it renders. Raises ModelUnusable or what the library raises."""
+
+    def render(self, job: RenderJob) -> Picture:
+        """Do the device work of `job`, reporting stages and steps to it; leave nothing of it behind.
+
+        Raises what `job.checkpoint` raises, between two steps; RenderingError for the job's own faults.
+        """
+
+    def recover(self, error: Exception) -> None:
+        """Make sure that the device renders right again after `error`. Raises EngineUnhealthy if it does not."""
+
+
+class RenderHandle(Protocol):
+    """A submitted job."""
+
+    def cancel(self) -> None:
+        """Stop the job: at once while it waits, else at its next denoising step. Too late, it does nothing."""
+
+
+class Engine:
+    """Renders requests one after the other and publishes their pictures."""
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        artifacts: ArtifactStore,
+        *,
+        replica_id: str = "local",
+        queue_size: int = 8,
+        tail_threads: int = 1,
+        step_timeout_s: float = 120.0,
+    ) -> None:
+        self._renderer = renderer
+        self._artifacts = artifacts
+        self._replica_id = replica_id
+        self._step_timeout_s = step_timeout_s
+        self._waiting = _Waiting(queue_size)
+        self._tail: queue.Queue[tuple[RenderJob, Picture] | None] = queue.Queue(_TAIL_BACKLOG * tail_threads)
+        self._active: set[RenderJob] = set()
+        self._lost: EngineUnhealthy | None = None
+        self._loaded = threading.Event()
+        self._load_error: BaseException | None = None
+        self._closing = threading.Event()
+        self._device_thread = threading.Thread(target=self._run_device, name="engine-device", daemon=True)
+        self._tail_threads = [
+            threading.Thread(target=self._run_tail, name=f"engine-tail-{n}", daemon=True) for n in range(tail_threads)
+        ]
+        self._watchdog = threading.Thread(target=self._watch, name="engine-watchdog", daemon=True)
+
+    @property
+    def device(self) -> str:
+        """Name of the device that renders."""
+        return self._renderer.device
+
+    def start(self) -> None:
+        """Load the model and begin; returns when the first job can be rendered. Raises what loading raised."""
+        for thread in (self._device_thread, *self._tail_threads):
+            thread.start()
+        self._loaded.wait()
+        if self._load_error is not None:
+            self.close()
+            raise self._load_error
+        self._watchdog.start()
+
+    def submit(self, request: RenderRequest, on_event: EventSink) -> RenderHandle:
+        """Queue a request; its events go to `on_event`. Raises EngineBusy, EngineUnhealthy."""
+        self.check_health()
+        job = RenderJob(request, on_event, self._waiting.withdraw)
+        self._waiting.add(job)
+        return job
+
+    def check_health(self) -> None:
+        """Raise EngineUnhealthy if the device is lost: a step never came, or a failure could not be recovered."""
+        if self._lost is not None:
+            raise EngineUnhealthy(str(self._lost))
+        if self._closing.is_set():
+            raise EngineUnhealthy("The engine is closed.")
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Cancel all jobs and end the threads; return whether they ended within `timeout_s` seconds."""
+        self._closing.set()
+        for job in self._waiting.close():
+            job.fail(RenderCancelled())
+        for job in tuple(self._active):
+            job.cancel()
+        deadline = time.monotonic() + timeout_s
+        threads = (self._device_thread, *self._tail_threads, self._watchdog)
+        for thread in threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+        return not any(thread.is_alive() for thread in threads)
+
+    def _run_device(self) -> None:
+        try:
+            self._renderer.load()
+        except BaseException as error:  # noqa: BLE001  (handed to the caller of `start`)
+            self._load_error = error
+        self._loaded.set()
+        while self._load_error is None and self._serve_next():
+            pass
+        for _ in self._tail_threads:
+            self._tail.put(None)
+
+    def _serve_next(self) -> bool:
+        # A function of its own, so that no local keeps the last picture's device memory while nothing is to do.
+        if (job := self._waiting.take()) is None:
+            return False
+        with job_context(job.request.job_id):
+            self._active.add(job)
+            if (picture := self._render(job)) is None:
+                self._active.discard(job)
+            else:
+                self._tail.put((job, picture))
+        return True
+
+    def _render(self, job: RenderJob) -> Picture | None:
+        try:
+            job.checkpoint()
+            job.begin(self._replica_id, self._renderer.device)
+            return self._renderer.render(job)
+        except Exception as error:  # noqa: BLE001  (whatever a library raises is this job's failure)
+            failure = _as_failure(error)
+            try:
+                self._renderer.recover(error)
+            except EngineUnhealthy as lost:
+                self._lose(lost)
+            job.fail(failure)
+            return None
+
+    def _run_tail(self) -> None:
+        while self._publish_next():
+            pass
+
+    def _publish_next(self) -> bool:
+        if (item := self._tail.get()) is None:
+            return False
+        job, picture = item
+        with job_context(job.request.job_id):
+            self._publish(job, picture)
+        self._active.discard(job)
+        return True
+
+    def _publish(self, job: RenderJob, picture: Picture) -> None:
+        try:
+            picture.wait()
+        except Exception as error:  # noqa: BLE001  (the device failed, behind the back of its thread)
+            _log.exception("the device failed")
+            self._lose(EngineUnhealthy(f"The device failed ({type(error).__name__})."))
+            return
+        try:
+            job.checkpoint()
+            job.enter("storing")
+            request = job.request
+            job.finish(self._artifacts.publish(request.artifact_key, picture.png(), request.width, request.height))
+        except Exception as error:  # noqa: BLE001  (see `_render`)
+            job.fail(_as_failure(error))
+
+    def _watch(self) -> None:
+        interval_s = min(_WATCH_INTERVAL_S, self._step_timeout_s / 4)
+        while not self._closing.wait(interval_s):
+            horizon = time.monotonic() - self._step_timeout_s
+            hung = [job for job in tuple(self._active) if job.moved_at is not None and job.moved_at < horizon]
+            if hung:
+                ids = ", ".join(job.request.job_id for job in hung)
+                _log.error("no progress for %g s in %s: the device is given up", self._step_timeout_s, ids)
+                self._lose(EngineUnhealthy(f"The device made no progress for {self._step_timeout_s:g} seconds."))
+                return
+
+    def _lose(self, error: EngineUnhealthy) -> None:
+        self._lost = error
+        for job in (*self._waiting.close(), *tuple(self._active)):
+            job.abandon(error)
+
+
+class _Waiting:
+    """Jobs that wait for the device: bounded, first in first out, and each can be withdrawn."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._jobs: deque[RenderJob] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def add(self, job: RenderJob) -> None:
+        with self._changed:
+            if self._closed:
+                raise EngineUnhealthy("The engine is closed.")
+            if len(self._jobs) >= self._limit:
+                raise EngineBusy(f"The engine already has {self._limit} jobs waiting; send fewer at a time.")
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def take(self) -> RenderJob | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._jobs or self._closed)
+            return self._jobs.popleft() if self._jobs else None
+
+    def withdraw(self, job: RenderJob) -> bool:
+        with self._changed:
+            try:
+                self._jobs.remove(job)
+            except ValueError:
+                return False
+            return True
+
+    def close(self) -> list[RenderJob]:
+        with self._changed:
+            self._closed = True
+            left = list(self._jobs)
+            self._jobs.clear()
+            self._changed.notify_all()
+            return left
+
+
+def _as_failure(error: Exception) -> RenderingError:
+    if isinstance(error, RenderingError):
+        return error
+    # The library's own text may hold paths and tensors; the log has it, the client gets a sentence.
+    _log.error("rendering failed", exc_info=error)
+    return RenderBroken(f"The model failed on this request ({type(error).__name__}).")

@@ -1,0 +1,154 @@
+"""Models as an operator names them, and what can be known of one without loading it. Imports no torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from deployments.pipelines.base import AdapterTarget, Config, Family
+from deployments.pipelines.registry import FAMILIES, family_of_class
+
+FamilyName = Literal["auto", "stable_diffusion", "sdxl", "flux", "generic"]
+EngineKind = Literal["diffusers", "noop", "simulated"]
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+_INDEX = "model_index.json"
+_COMPONENTS = ("unet", "transformer", "vae")
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SimulatedOptions(_Settings):
+    """How the simulated engine behaves. The `*_on` texts select prompts that contain them; None selects none."""
+
+    load_seconds: float = Field(0.0, ge=0, description="time to load the model")
+    step_seconds: float = Field(0.05, ge=0, description="time of one denoising step; sleeps without CPU")
+    decode_seconds: float = Field(0.0, ge=0, description="time of decoding")
+    fail_on: str | None = Field(None, description="fail with render_error at the first step")
+    out_of_memory_on: str | None = Field(None, description="fail with out_of_memory at the first step")
+    hang_on: str | None = Field(None, description="never finish the first step")
+    crash_on: str | None = Field(None, description="kill the process (SIGKILL) at the first step")
+
+
+class AdapterSettings(_Settings):
+    """Where adapters lie and how large they may be. Larger bounds cost device memory per resident adapter."""
+
+    folder: str | None = Field(None, description="folder of .safetensors files; None: no adapters")
+    max_rank: int = Field(256, ge=1)
+    max_size_bytes: int = Field(2 << 30, ge=1)
+    max_resident: int = Field(4, ge=1, description="adapters kept on the device, least recently used goes first")
+
+
+class ModelSettings(_Settings):
+    """One model that the service offers."""
+
+    name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    source: str = Field("", description="hub id or local folder; unused by noop and simulated engines")
+    family: FamilyName = "auto"
+    engine: EngineKind = "diffusers"
+    dtype: Dtype = Field("auto", description="auto: float32 on the CPU, the family's half precision on a GPU")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub id")
+    default_steps: Annotated[int, Field(ge=1, le=100)] | None = None
+    default_guidance: Annotated[float, Field(ge=0, le=20)] | None = None
+    adapters: AdapterSettings = AdapterSettings()
+    threads: int = Field(2, ge=1, le=256, description="CPU threads of torch; part of what `exact` means")
+    queue_size: int = Field(8, ge=1, description="jobs that wait inside one engine")
+    step_timeout_s: float = Field(
+        120.0, gt=0, description="a stage or step that takes longer means a hung device: the process is replaced"
+    )
+    png_compress_level: int = Field(1, ge=0, le=9, description="zlib level; higher is smaller and slower")
+    simulated: SimulatedOptions = SimulatedOptions()
+
+    @model_validator(mode="after")
+    def _source_is_named(self) -> Self:
+        if self.engine == "diffusers" and not self.source:
+            raise ValueError(f"model {self.name!r}: source is missing; name a hub id or a local folder")
+        return self
+
+
+class ModelDescription(_Settings):
+    """What a client and the ingress need to know of a model."""
+
+    name: str
+    engine: EngineKind
+    family: str
+    pipeline_class: str | None
+    default_steps: int
+    default_guidance: float
+    size_factor: int | None = Field(description="sizes that are no multiple are cropped from the next one, pixels")
+    max_prompt_tokens: int | None
+
+
+def describe(settings: ModelSettings) -> ModelDescription:
+    """Describe a model from its settings and its folder (or the hub's cache on this machine), without loading it.
+
+    Where nothing can be read, the generic family's values stand in; a loaded replica knows better.
+    """
+    if settings.engine != "diffusers":
+        return _description(settings, FAMILIES["generic"], None, {})
+    pipeline_class = read_config(settings, _INDEX).get("_class_name")
+    family = family_of(settings, pipeline_class)
+    return _description(settings, family, pipeline_class, component_configs(settings))
+
+
+def family_of(settings: ModelSettings, pipeline_class: str | None) -> Family:
+    """Return the family that the settings name, or the one that the pipeline's class belongs to."""
+    return family_of_class(pipeline_class) if settings.family == "auto" else FAMILIES[settings.family]
+
+
+def adapter_target(settings: ModelSettings) -> AdapterTarget:
+    """Return what adapters of this model must fit, as far as its folder tells."""
+    if settings.engine != "diffusers":
+        return AdapterTarget()
+    family = family_of(settings, read_config(settings, _INDEX).get("_class_name"))
+    return family.adapter_target(component_configs(settings))
+
+
+def component_configs(settings: ModelSettings) -> dict[str, Config]:
+    """Return the `config.json` of those components that decide sizes and adapters, keyed by component name."""
+    configs = {name: read_config(settings, f"{name}/config.json") for name in _COMPONENTS}
+    return {name: config for name, config in configs.items() if config}
+
+
+def read_config(settings: ModelSettings, file: str) -> Config:
+    """Return a JSON file of the model's folder, or of the hub's local cache; empty if absent or unreadable."""
+    path = _config_path(settings, file)
+    try:
+        parsed: Any = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _config_path(settings: ModelSettings, file: str) -> Path | None:
+    folder = Path(settings.source)
+    if folder.is_dir():
+        return folder / file
+    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (not needed for a local folder)
+    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
+
+    try:
+        found = try_to_load_from_cache(settings.source, file, revision=settings.revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _description(
+    settings: ModelSettings, family: Family, pipeline_class: str | None, configs: Mapping[str, Config]
+) -> ModelDescription:
+    steps, guidance = family.defaults(configs)
+    return ModelDescription(
+        name=settings.name,
+        engine=settings.engine,
+        family=family.name,
+        pipeline_class=pipeline_class,
+        default_steps=settings.default_steps or steps,
+        default_guidance=guidance if settings.default_guidance is None else settings.default_guidance,
+        size_factor=family.known_size_factor(configs),
+        max_prompt_tokens=family.prompt_tokens,
+    )

@@ -1,0 +1,173 @@
+"""The Ray Serve deployment: one replica, one engine, one device."""
+
+import asyncio
+import contextlib
+import os
+import threading
+from collections.abc import AsyncIterator
+
+import ray
+from ray import serve
+from ray.serve.exceptions import RayServeException
+
+from deployments.artifacts import ArtifactStore
+from deployments.engines import create_engine
+from deployments.errors import EngineUnhealthy
+from deployments.models import ModelDescription, ModelSettings, describe
+from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderProgress, RenderRequest
+from observability.logs import configure, get_logger
+
+_log = get_logger("text_to_image")
+
+PROGRESS_INTERVAL_S = 0.25
+"""Least time between two progress events of a job: each one is a message through Ray."""
+
+HEALTH_CHECK_PERIOD_S = 2.0
+"""A dead replica is replaced after at most this long (Serve's default is 10): its jobs wait for it."""
+
+_EXIT_GRACE_S = 5.0  # for the failed jobs' last messages, and for Serve to replace the replica by itself
+_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h
+
+
+class TextToImage:
+    """A model replica. Its constructor loads the model; Serve sends requests when that has returned."""
+
+    def __init__(
+        self, model: ModelSettings, artifacts_root: str, device: str = "auto", log_level: str = "INFO"
+    ) -> None:
+        configure(log_level)
+        self._model = model
+        self._engine = create_engine(model, ArtifactStore(artifacts_root), device=device, replica_id=_replica_id())
+        self._engine.start()
+        self._exit_timer: threading.Timer | None = None
+        _log.info("model %s is loaded on %s", model.name, self._engine.device)
+
+    async def render(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
+        """Render one picture; call it with `handle.options(stream=True)`.
+
+        Yields RenderStarted, then RenderProgress (the newest one, at most four a second), then RenderFinished or
+        RenderFailed. `cancel()` of the response stops the job at its next denoising step; a caller that only drops the
+        response, or is itself cancelled, leaves the job running (Ray 2.60), so it must call `cancel()` in a `finally`.
+        Raises EngineUnhealthy if the device was lost with the job, EngineBusy if more was sent than the replica takes:
+        another attempt may succeed.
+        """
+        events = _Mailbox(asyncio.get_running_loop())
+        job = self._engine.submit(request, events.put_from_thread)
+        try:
+            async for event in events:
+                yield event
+        except EngineUnhealthy:
+            self._exit_soon()
+            raise
+        finally:
+            # Reached by CancelledError and GeneratorExit too; after the last event it does nothing.
+            job.cancel()
+
+    async def describe(self) -> ModelDescription:
+        """Return the description of this replica's model."""
+        return describe(self._model)
+
+    def check_health(self) -> None:
+        """Raise EngineUnhealthy when the device is lost; Serve then replaces this replica."""
+        try:
+            self._engine.check_health()
+        except EngineUnhealthy:
+            self._exit_soon()
+            raise
+
+    def __del__(self) -> None:
+        """Close the engine; Serve calls this when it takes the replica down."""
+        if (engine := getattr(self, "_engine", None)) is not None:
+            engine.close()
+
+    def _exit_soon(self) -> None:
+        # A thread that hangs inside the driver ignores every polite way to end a process.
+        if self._exit_timer is None:
+            self._exit_timer = threading.Timer(_EXIT_GRACE_S, os._exit, (_EXIT_CODE,))
+            self._exit_timer.daemon = True
+            self._exit_timer.start()
+
+
+class _Mailbox:
+    """Carries events from engine threads to one asynchronous reader; of progress it keeps only the newest."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._arrived = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._events: list[RenderEvent | EngineUnhealthy] = []
+
+    def put_from_thread(self, event: RenderEvent | EngineUnhealthy) -> None:
+        self._loop.call_soon_threadsafe(self._put, event)
+
+    def _put(self, event: RenderEvent | EngineUnhealthy) -> None:
+        progress = isinstance(event, RenderProgress)
+        if progress and self._events and isinstance(self._events[-1], RenderProgress):
+            self._events.pop()
+        self._events.append(event)
+        self._arrived.set()
+        if not progress:
+            self._urgent.set()
+
+    async def __aiter__(self) -> AsyncIterator[RenderEvent]:
+        while True:
+            await self._arrived.wait()
+            arrived, self._events = self._events, []
+            self._arrived.clear()
+            self._urgent.clear()
+            for event in arrived:
+                if isinstance(event, EngineUnhealthy):
+                    raise event
+                yield event
+                if isinstance(event, RenderFinished | RenderFailed):
+                    return
+            if isinstance(arrived[-1], RenderProgress):
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._urgent.wait(), PROGRESS_INTERVAL_S)
+
+
+def deployment_for(
+    model: ModelSettings, device: str = "auto", *, name: str | None = None, max_ongoing_requests: int = 3
+) -> serve.Deployment:
+    """Return the Serve deployment of a model; bind it with `TextToImage`'s arguments, or use `application_for`.
+
+    Scaling is the configuration file's: this states only what a replica needs. `max_ongoing_requests` should be the
+    one on the device, one whose picture is being stored, and one that waits. `device` auto takes one GPU per replica
+    if the cluster has any.
+    """
+    return serve.deployment(
+        name=name or f"TextToImage-{model.name}",
+        ray_actor_options=actor_resources(model, resolve_device(device)),
+        max_ongoing_requests=max_ongoing_requests,
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+    )(TextToImage)
+
+
+def application_for(
+    model: ModelSettings, artifacts_root: str, device: str = "auto", *, name: str | None = None, log_level: str = "INFO"
+) -> serve.Application:
+    """Return the model's deployment, bound: what an ingress takes as a handle."""
+    return deployment_for(model, device, name=name).bind(model, artifacts_root, resolve_device(device), log_level)
+
+
+def resolve_device(device: str) -> str:
+    """Return `cuda` or `cpu` for `auto`, by what the running Ray cluster has; other devices as they are."""
+    if device != "auto":
+        return device
+    return "cuda" if ray.is_initialized() and ray.cluster_resources().get("GPU", 0) >= 1 else "cpu"
+
+
+def actor_resources(model: ModelSettings, device: str) -> dict[str, float]:
+    """Return the resources that Ray reserves for one replica. Engines without a real model take none."""
+    if model.engine != "diffusers":
+        return {"num_cpus": 0}
+    if device.startswith("cuda"):
+        return {"num_cpus": 1, "num_gpus": 1}
+    return {"num_cpus": model.threads}
+
+
+def _replica_id() -> str:
+    try:
+        return str(serve.get_replica_context().replica_id.unique_id)
+    except RayServeException:
+        return f"local-{os.getpid()}"

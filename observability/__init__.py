@@ -1,0 +1,1 @@
+"""Logs and metrics: the one set-up that every room of Darkroom shares."""
