@@ -39,8 +39,9 @@ from callback.states import FINAL, JobState
 from callback.store import Store
 from observability.logs import get_logger
 
-MAX_CLAIMS = 20
-"""Claims of one job before it is given up, whoever is to blame: bounds what a failing cluster spends on it."""
+MAX_CLAIMS = 1000
+"""Claims of one job before it is given up, whoever is to blame. What waits for a device is bounded by the queue timeout
+long before; this bounds what a cluster that loses its ingress replicas again and again spends on one job."""
 
 Run = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
 
@@ -318,7 +319,7 @@ class Lifecycle:
 
     async def cancel(self, command: Cancel) -> JobView:
         """End a queued job now; ask the replica of a running one to stop. Raises `JobNotFound`, `NotCancellable`."""
-        for _ in range(MAX_CLAIMS):
+        for _ in range(20):
             entry = self._board.find(command.owner, command.job_id)
             if entry is None:
                 break

@@ -60,6 +60,7 @@ class DiffusersRenderer:
     def load(self) -> None:
         """See `Renderer`. Also renders a small picture: it warms the device up, and is what `recover` compares with."""
         began = time.monotonic()
+        _silence_libraries()
         make_exact(self._settings.threads)
         self._device = select_device(self._wanted_device)
         self._label = device_label(self._device)
@@ -122,8 +123,7 @@ class DiffusersRenderer:
         except (OSError, ValueError) as error:
             raise ModelUnusable(f"The model {settings.source!r} cannot be loaded: {error}") from error
         if self._device.type == "cpu":
-            # Components that keep parts in float32 by themselves are left alone on a GPU; here all are float32.
-            pipeline.to(dtype=dtype, silence_dtype_warnings=True)
+            _unify_dtype(pipeline, dtype)
         pipeline.to(self._device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
@@ -195,6 +195,27 @@ class DiffusersRenderer:
         denoiser = getattr(self._pipeline, "unet", None) or getattr(self._pipeline, "transformer", None)
         if denoiser is not None:
             denoiser.register_forward_pre_hook(lambda *_: self._watch.denoiser_called() if self._watch else None)
+
+
+def _silence_libraries() -> None:
+    """Keep standard error a stream of our log lines: without progress bars, and without the prompts that the libraries
+    print when they cut them."""
+    from diffusers.utils import logging as diffusers_logging  # noqa: PLC0415  (slow to import)
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.disable_progress_bar()
+        logging.set_verbosity_error()
+
+
+def _unify_dtype(pipeline: Pipeline, dtype: torch.dtype) -> None:
+    """Cast what the loader left in another dtype. On a GPU that is on purpose (parts that overflow in half precision);
+    on the CPU all is float32, or kernels refuse the mixture."""
+    for component in pipeline.components.values():
+        if isinstance(component, torch.nn.Module) and any(
+            tensor.is_floating_point() and tensor.dtype != dtype for tensor in component.parameters()
+        ):
+            component.to(dtype)
 
 
 def _new_stream(device: torch.device) -> "torch.cuda.Stream | None":

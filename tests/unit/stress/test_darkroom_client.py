@@ -198,9 +198,9 @@ async def test_a_status_is_read_under_either_name_of_the_id(service: Service) ->
 
 
 def test_fields_that_the_kit_does_not_know_are_kept() -> None:
-    status = JobStatus.model_validate({"id": "a", "job_id": "a", "status": "queued", "queue_position": 4})
+    status = JobStatus.model_validate({"id": "a", "job_id": "a", "status": "queued", "novelty": 4})
 
-    assert status.model_extra == {"id": "a", "queue_position": 4}
+    assert status.model_extra == {"id": "a", "novelty": 4}
 
 
 @pytest.mark.parametrize("final", ["completed", "failed", "timeout"])
@@ -289,7 +289,7 @@ async def test_wait_outlasts_busy_answers_but_not_a_refusal(service: Service) ->
 async def test_each_refusal_has_its_type_and_says_what_to_do(
     service: Service, code: int, error: type[AnswerError]
 ) -> None:
-    service.answers["/inference"] = [JSONResponse({"detail": "because"}, code)]
+    service.answers["/inference"] = [JSONResponse({"detail": "because", "error_code": "why"}, code)]
     async with AsyncDarkroomClient(service.server.url) as client:
         with pytest.raises(AnswerError) as caught:
             await client.submit(prompt="a cat")
@@ -297,6 +297,7 @@ async def test_each_refusal_has_its_type_and_says_what_to_do(
     assert type(caught.value) is error
     assert isinstance(caught.value, ServiceError)
     assert caught.value.status_code == code
+    assert caught.value.error_code == "why"
     assert caught.value.detail.startswith("because")
     assert str(caught.value).startswith(f"POST /inference answered HTTP {code}: because")
     assert str(caught.value).endswith(f". {error.advice}")
@@ -364,15 +365,15 @@ async def test_jobs_pass_filter_limit_and_cursor_and_come_in_pages(service: Serv
     @service.app.get("/jobs")
     async def jobs(request: Request) -> dict[str, object]:
         asked.append(dict(request.query_params))
-        return {"inference_jobs": [{"id": "job-0", "status": "failed"}], "next_cursor": "c2"}
+        return {"inference_jobs": [{"id": "job-0", "status": "failed"}], "next_cursor": 7}
 
     async with AsyncDarkroomClient(service.server.url) as client:
         page = await client.jobs(status=JobState.FAILED, limit=1, cursor="c1")
-        await client.jobs()
+        await client.jobs(cursor=page.next_cursor)
 
     assert [job.job_id for job in page.inference_jobs] == ["job-0"]
-    assert page.next_cursor == "c2"
-    assert asked == [{"status": "failed", "limit": "1", "cursor": "c1"}, {}]
+    assert page.next_cursor == 7
+    assert asked == [{"status": "failed", "limit": "1", "cursor": "c1"}, {"cursor": "7"}]
 
 
 async def test_cancel_and_redeliver_read_a_body_or_none(service: Service) -> None:

@@ -7,17 +7,20 @@ import pytest
 from PIL import Image
 
 from stress import image_validator
-from stress.image_validator import ImageValidator
+from stress.image_validator import ImageValidator, Pixels
 
 SIZE = 64
-SMALL = {"expected_width": SIZE, "expected_height": SIZE, "min_file_size": 1}
 
 
-def noise(height: int = SIZE, width: int = SIZE) -> np.ndarray:
+def small_validator(*, require_png: bool = False) -> ImageValidator:
+    return ImageValidator(SIZE, SIZE, min_file_size=1, require_png=require_png)
+
+
+def noise(height: int = SIZE, width: int = SIZE) -> Pixels:
     return np.random.default_rng(7).integers(10, 256, (height, width, 3), dtype=np.uint8)
 
 
-def encode(pixels: np.ndarray, image_format: str = "PNG") -> bytes:
+def encode(pixels: Pixels, image_format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, image_format)
     return buffer.getvalue()
@@ -27,7 +30,7 @@ def test_noise_of_the_expected_size_is_valid_and_measured() -> None:
     pixels = noise()
     data = encode(pixels)
 
-    result = ImageValidator(**SMALL).validate_bytes(data)
+    result = small_validator().validate_bytes(data)
 
     assert result.is_valid
     assert result.reason is None
@@ -48,7 +51,7 @@ def test_default_limits_accept_a_photo_like_picture_of_1024_pixels(tmp_path: Pat
 
 
 def test_a_result_cannot_be_changed() -> None:
-    result = ImageValidator(**SMALL).validate_bytes(encode(noise()))
+    result = small_validator().validate_bytes(encode(noise()))
 
     with pytest.raises(dataclasses.FrozenInstanceError):
         result.is_valid = False  # type: ignore[misc]
@@ -93,7 +96,7 @@ def test_the_size_limits_themselves_are_allowed(size: int) -> None:
 def test_a_cut_off_png_fails_verification() -> None:
     data = encode(noise())
 
-    result = ImageValidator(**SMALL).validate_bytes(data[: len(data) // 2])
+    result = small_validator().validate_bytes(data[: len(data) // 2])
 
     assert result.reason is not None
     assert result.reason.startswith("PIL verification failed: ")
@@ -102,7 +105,7 @@ def test_a_cut_off_png_fails_verification() -> None:
 def test_a_picture_that_verifies_but_does_not_decode_is_an_analysis_failure() -> None:
     data = encode(noise(), "JPEG")
 
-    result = ImageValidator(**SMALL).validate_bytes(data[: len(data) // 2])
+    result = small_validator().validate_bytes(data[: len(data) // 2])
 
     assert result.reason is not None
     assert result.reason.startswith("Image analysis failed: ")
@@ -116,7 +119,7 @@ def test_an_unreadable_path_is_an_analysis_failure(tmp_path: Path) -> None:
 
 
 def test_another_size_is_a_dimension_mismatch() -> None:
-    result = ImageValidator(**SMALL).validate_bytes(encode(noise(32, 48)))
+    result = small_validator().validate_bytes(encode(noise(32, 48)))
 
     assert result.reason == "Dimension mismatch: expected 64x64, got 48x32"
     assert result.dimensions == (48, 32)
@@ -127,7 +130,7 @@ def test_a_huge_picture_is_refused_without_being_decoded(monkeypatch: pytest.Mon
     monkeypatch.setattr(image_validator, "MAX_DECODED_PIXELS", SIZE * SIZE)
     broken_tail = encode(noise(128, 128), "JPEG")[:-2000]
 
-    result = ImageValidator(**SMALL).validate_bytes(broken_tail)
+    result = small_validator().validate_bytes(broken_tail)
 
     assert result.reason == "Dimension mismatch: expected 64x64, got 128x128"
     assert ImageValidator().detect_partial_render_bytes(broken_tail) == (
@@ -140,7 +143,7 @@ def test_more_dark_pixels_than_the_limit_are_blank() -> None:
     pixels = noise()
     pixels[:33] = 9
 
-    result = ImageValidator(**SMALL).validate_bytes(encode(pixels))
+    result = small_validator().validate_bytes(encode(pixels))
 
     assert result.reason == "Image has 51.6% blank/black pixels (threshold: 50.0%)"
     assert result.blank_percentage == 33 / 64
@@ -151,24 +154,24 @@ def test_dark_pixels_up_to_the_limit_are_not_blank() -> None:
     pixels = noise()
     pixels[:32] = 0
 
-    assert ImageValidator(**SMALL).validate_bytes(encode(pixels)).is_valid
+    assert small_validator().validate_bytes(encode(pixels)).is_valid
 
 
 def test_a_pixel_with_one_bright_channel_is_not_dark() -> None:
     pixels = noise()
     pixels[:40] = (0, 0, 10)
 
-    assert ImageValidator(**SMALL).validate_bytes(encode(pixels)).blank_percentage == 0.0
+    assert small_validator().validate_bytes(encode(pixels)).blank_percentage == 0.0
 
 
 def test_a_flat_picture_has_too_little_variance() -> None:
-    result = ImageValidator(**SMALL).validate_bytes(encode(np.full((SIZE, SIZE, 3), 128, np.uint8)))
+    result = small_validator().validate_bytes(encode(np.full((SIZE, SIZE, 3), 128, np.uint8)))
 
     assert result.reason == "Image variance too low (0.0, threshold: 100.0), may be solid color or corrupted"
 
 
 def test_blank_is_reported_before_low_variance() -> None:
-    result = ImageValidator(**SMALL).validate_bytes(encode(np.zeros((SIZE, SIZE, 3), np.uint8)))
+    result = small_validator().validate_bytes(encode(np.zeros((SIZE, SIZE, 3), np.uint8)))
 
     assert result.reason is not None
     assert result.reason.startswith("Image has 100.0% blank/black pixels")
@@ -177,14 +180,14 @@ def test_blank_is_reported_before_low_variance() -> None:
 def test_alpha_is_ignored() -> None:
     transparent = np.dstack([noise(), np.zeros((SIZE, SIZE), np.uint8)])
 
-    assert ImageValidator(**SMALL).validate_bytes(encode(transparent)).is_valid
+    assert small_validator().validate_bytes(encode(transparent)).is_valid
 
 
 def test_other_formats_pass_unless_png_is_required() -> None:
     data = encode(noise(), "JPEG")
 
-    assert ImageValidator(**SMALL).validate_bytes(data).is_valid
-    strict = ImageValidator(**SMALL, require_png=True)
+    assert small_validator().validate_bytes(data).is_valid
+    strict = small_validator(require_png=True)
     assert strict.validate_bytes(data).reason == "Format mismatch: expected PNG, got JPEG"
     assert strict.validate_bytes(encode(noise())).is_valid
 

@@ -1,0 +1,107 @@
+"""The routes of the async inference protocol: submit, poll, fetch, cancel, redeliver."""
+
+import time
+from typing import Annotated
+from uuid import uuid4
+
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+
+from callback.errors import JobNotFound
+from callback.records import Cancel, JobView, Redeliver, Submit
+from serve_app.api.errors import Refused, documented
+from serve_app.api.pictures import PICTURE_ANSWERS, picture
+from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer, status_of
+from serve_app.service import Service
+from serve_app.submission import new_job
+
+MAX_WAIT_S = 60.0
+"""Longest long poll: below what proxies on the way usually allow."""
+PUBLIC_OWNER = "public"
+"""Whose jobs they are as long as clients are not told apart."""
+
+JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="The job's id.")]
+
+
+def router(service: Service) -> APIRouter:
+    """Return the routes, working on `service`."""
+    routes = APIRouter(tags=["inference"])
+
+    @routes.post("/inference", responses=documented(400, 409, 413, 422, 429, 503))
+    async def submit(
+        body: InferenceRequest,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    ) -> SubmitAnswer:
+        """Accept a job. It is durable when this answers."""
+        _refuse_if_closed(service)
+        job = await new_job(service, PUBLIC_OWNER, body, idempotency_key)
+        view = await service.client.submit(Submit(job))
+        service.mirror.learn(view)
+        shown = _shown(service, view)
+        return SubmitAnswer(
+            id=view.job_id,
+            job_id=view.job_id,
+            status=shown.status,
+            message="The job is accepted." if view.key == job.key else "The job was accepted before.",
+            status_url=f"/inference/status/{view.job_id}",
+            result_url=f"/inference/result/{view.job_id}",
+            seed=shown.seed,
+            queue_position=shown.queue_position,
+            warnings=shown.warnings,
+        )
+
+    @routes.get("/inference/status/{job_id}", response_model_exclude_none=True, responses=documented(404, 422, 503))
+    async def status(
+        job_id: JobId,
+        wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the final state.")] = 0.0,
+    ) -> JobStatus:
+        """Show a job; with `wait`, answer when it has ended, or as it is after so many seconds."""
+        view = await _find(service, job_id)
+        if wait > 0:
+            view = await service.mirror.wait_until_settled(view, wait)
+        return _shown(service, view)
+
+    @routes.get("/inference/result/{job_id}", response_class=Response, responses=PICTURE_ANSWERS)
+    async def result(job_id: JobId, request: Request) -> Response:
+        """Download the picture."""
+        view = await _find(service, job_id)
+        return await picture(service, view, request, status=_shown(service, view).status, attachment=True)
+
+    @routes.get("/images/{job_id}.png", response_class=Response, responses=PICTURE_ANSWERS)
+    async def image(job_id: JobId, request: Request) -> Response:
+        """Show the picture."""
+        view = await _find(service, job_id)
+        return await picture(service, view, request, status=_shown(service, view).status, attachment=False)
+
+    @routes.delete("/inference/{job_id}", response_model_exclude_none=True, responses=documented(404, 409, 422, 503))
+    async def cancel(job_id: JobId) -> JobStatus:
+        """Cancel a job: a queued one ends at once, a running one at its next denoising step."""
+        return _shown(service, await service.client.cancel(Cancel(PUBLIC_OWNER, job_id)))
+
+    @routes.post(
+        "/inference/{job_id}/redeliver", response_model_exclude_none=True, responses=documented(404, 409, 422, 503)
+    )
+    async def redeliver(job_id: JobId) -> JobStatus:
+        """Send the callback of a job that has ended again, under the same webhook id."""
+        return _shown(service, await service.client.redeliver(Redeliver(PUBLIC_OWNER, job_id, uuid4().hex)))
+
+    return routes
+
+
+async def _find(service: Service, job_id: str) -> JobView:
+    view = await service.mirror.find(PUBLIC_OWNER, job_id)
+    if view is None:
+        raise JobNotFound(f"There is no job {job_id!r}. It may have been removed by retention.")
+    return view
+
+
+def _shown(service: Service, view: JobView) -> JobStatus:
+    return status_of(
+        view, now=time.time(), position=service.mirror.position(view), service_url=service.settings.service_url
+    )
+
+
+def _refuse_if_closed(service: Service) -> None:
+    if not service.settings.enable_inference:
+        raise Refused(503, "inference_disabled", "Inference is switched off on this server (enable_inference).")
+    if service.stopping:
+        raise Refused(503, "stopping", "This server is being stopped. Try again in a few seconds.")

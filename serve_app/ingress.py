@@ -1,0 +1,84 @@
+"""The Serve ingress deployment: HTTP in front, dispatching behind."""
+
+import ipaddress
+
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
+
+from observability.logs import configure, get_logger
+from serve_app.api import create_api
+from serve_app.service import Service
+from serve_app.settings import Settings
+
+MAX_ONGOING_REQUESTS = 2000
+"""Long polls hold a place each while they wait; they cost a coroutine and no thread."""
+
+_log = get_logger("ingress")
+
+
+class Ingress:
+    """Speaks the async protocol and brings accepted jobs to the model replicas."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings: Settings, **handles: DeploymentHandle
+    ) -> None:
+        configure(settings.log_level)
+        _refuse_local_data_on_a_cluster(settings)
+        by_model = {model.name: handles[f"model_{n}"] for n, model in enumerate(settings.models)}
+        self._service = Service(settings, by_model, allow_loopback=_bound_to_loopback())
+        await self._service.start()
+        _log.info("ingress serves", extra={"models": list(by_model)})
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Build the HTTP application once the service runs (called by Serve)."""
+        return create_api(self._service)
+
+    async def __del__(self) -> None:
+        """Stop dispatching in good order; Serve calls this when it takes the replica away."""
+        service = getattr(self, "_service", None)
+        if service is not None:
+            await service.stop(_shutdown_budget_s())
+
+
+ingress = serve.deployment(
+    name="Ingress",
+    # It only waits; a CPU of its own would be one less for a model replica.
+    ray_actor_options={"num_cpus": 0},
+    max_ongoing_requests=MAX_ONGOING_REQUESTS,
+)(serve.ingress()(Ingress))
+"""The deployment; bind it with `Ingress`'s arguments."""
+
+
+def _shutdown_budget_s() -> float:
+    config = serve.get_replica_context()._deployment_config
+    return float(config.graceful_shutdown_timeout_s)
+
+
+def _bound_to_loopback() -> bool:
+    """Tell whether Serve's HTTP proxies listen on loopback only."""
+    host = _get_global_client().http_config.host or "127.0.0.1"
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_local_data_on_a_cluster(settings: Settings) -> None:
+    """A tracker that moves to another node would open an empty database there."""
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    local = [
+        name
+        for name, url in (
+            ("store_url", settings.resolved_store_url()),
+            ("artifacts_url", settings.resolved_artifacts_url()),
+        )
+        if url.startswith(("sqlite", "/"))
+    ]
+    if nodes > 1 and local:
+        raise RuntimeError(
+            f"This Ray cluster has {nodes} nodes, but {' and '.join(local)} lie on one machine's disk. "
+            "Set store_url to postgresql://... and artifacts_url to s3://... (or a folder that all nodes share, as file://...)."
+        )

@@ -1,0 +1,56 @@
+"""What Ray Serve says of the model replicas, asked now and then."""
+
+import asyncio
+from dataclasses import dataclass
+
+from ray import serve
+
+from observability.logs import get_logger
+
+ASK_EVERY_S = 5.0
+
+_log = get_logger("replicas")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReplicas:
+    """A model deployment as Serve sees it. `message` explains a status other than HEALTHY."""
+
+    status: str
+    running: int
+    starting: int
+    message: str
+
+
+class ReplicaWatch:
+    """The latest state of the model deployments. `models` maps deployment names to model names."""
+
+    def __init__(self, models: dict[str, str]) -> None:
+        self._models = models
+        self.latest: dict[str, ModelReplicas] = {}
+
+    async def watch_for_ever(self) -> None:
+        """Keep `latest` fresh."""
+        app_name = serve.get_replica_context().app_name
+        while True:
+            try:
+                # The call blocks on the Serve controller.
+                status = await asyncio.to_thread(serve.status)
+                self.latest = self._read(status, app_name)
+            except Exception:  # noqa: BLE001 - a controller that restarts answers in many ways; the next look will tell
+                _log.warning("Serve did not tell the replicas' state", exc_info=True)
+            await asyncio.sleep(ASK_EVERY_S)
+
+    def _read(self, status: serve.schema.ServeStatus, app_name: str) -> dict[str, ModelReplicas]:
+        application = status.applications.get(app_name)
+        deployments = application.deployments if application is not None else {}
+        return {
+            self._models[name]: ModelReplicas(
+                status=str(one.status.value),
+                running=sum(n for state, n in one.replica_states.items() if state == "RUNNING"),
+                starting=sum(n for state, n in one.replica_states.items() if state == "STARTING"),
+                message=one.message,
+            )
+            for name, one in deployments.items()
+            if name in self._models
+        }

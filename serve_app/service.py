@@ -1,0 +1,118 @@
+"""What one ingress replica is made of, and the life of its parts. The routers work on this."""
+
+import asyncio
+import os
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+from ray.serve.handle import DeploymentHandle
+
+from callback.client import TrackerClient
+from callback.egress import EgressPolicy
+from callback.records import JobView, Picture
+from deployments.adapters import AdapterCatalogue
+from deployments.artifacts import ArtifactStore
+from deployments.models import ModelDescription, ModelSettings, describe
+from deployments.render import ArtifactRef
+from serve_app.dispatcher import Dispatcher
+from serve_app.mirror import Mirror
+from serve_app.replicas import ReplicaWatch
+from serve_app.settings import Settings
+
+STOP_MARGIN_S = 5.0
+"""Kept of Serve's shutdown budget for handing leases back."""
+
+
+class TrackerPictures:
+    """The artifact store as the tracker wants to see it (`callback.records.PictureStore`)."""
+
+    def __init__(self, artifacts: ArtifactStore) -> None:
+        self._artifacts = artifacts
+
+    def read(self, picture: Picture) -> bytes:
+        """Return the verified PNG."""
+        return self._artifacts.read(artifact_ref(picture))
+
+    def delete(self, key: str) -> None:
+        """Remove a picture."""
+        self._artifacts.delete(key)
+
+
+def artifact_ref(picture: Picture) -> ArtifactRef:
+    """Return the rendering room's name for a recorded picture."""
+    return ArtifactRef(picture.key, picture.sha256, picture.size_bytes, picture.width, picture.height)
+
+
+@dataclass(frozen=True, slots=True)
+class OfferedModel:
+    """A model that requests may name."""
+
+    settings: ModelSettings
+    description: ModelDescription
+    adapters: AdapterCatalogue
+
+
+class Service:
+    """Connection to the tracker, mirror, dispatchers, policies: everything that the HTTP layer uses."""
+
+    def __init__(self, settings: Settings, handles: dict[str, DeploymentHandle], *, allow_loopback: bool) -> None:
+        self.settings = settings
+        self.models = {
+            model.name: OfferedModel(model, describe(model), AdapterCatalogue.of(model))
+            for model in settings.offered_models()
+        }
+        config = settings.tracker_config(allow_loopback=allow_loopback)
+        self.artifacts = ArtifactStore(settings.resolved_artifacts_url())
+        self.client = TrackerClient(
+            config,
+            TrackerPictures(self.artifacts),
+            name=settings.tracker_name,
+            takeover_after_s=settings.tracker_takeover_s,
+        )
+        self.policy = EgressPolicy(
+            allow_loopback=config.callback_allow_loopback, allowed_networks=config.callback_allowed_networks
+        )
+        self.mirror = Mirror(self.client, self._notice)
+        self.replicas = ReplicaWatch({handle.deployment_name: name for name, handle in handles.items()})
+        holder = f"{os.getpid()}-{uuid4().hex[:8]}"
+        self._dispatchers = [
+            Dispatcher(
+                model=name,
+                handle=handle,
+                client=self.client,
+                has_queued=self.mirror.has_queued,
+                job_timeout_s=settings.job_timeout_s,
+                holder=holder,
+            )
+            for name, handle in handles.items()
+        ]
+        self._tasks: list[asyncio.Task[Any]] = []
+        self.stopping = False
+
+    @property
+    def default_model(self) -> str:
+        """The model of requests that name none."""
+        return next(iter(self.models))
+
+    def _notice(self, view: JobView) -> None:
+        for dispatcher in self._dispatchers:
+            dispatcher.notice(view)
+
+    async def start(self) -> None:
+        """Connect to the tracker (creating it, or taking over from an older one) and begin to dispatch."""
+        await self.client.start()
+        loops = (self.mirror.follow_for_ever(), self.replicas.watch_for_ever())
+        self._tasks = [asyncio.create_task(loop) for loop in loops]
+        for dispatcher in self._dispatchers:
+            dispatcher.start()
+
+    async def stop(self, budget_s: float) -> None:
+        """Accept no more, let running jobs finish within the budget, hand the others back to the tracker."""
+        self.stopping = True
+        grace_s = max(0.0, budget_s - STOP_MARGIN_S)
+        await asyncio.gather(*(dispatcher.stop(grace_s) for dispatcher in self._dispatchers))
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.client.close()

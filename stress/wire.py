@@ -1,0 +1,155 @@
+"""What the service takes and answers, as seen by a client.
+
+Unknown fields are kept on the models (`model_extra`), so that the kit reads services newer than itself.
+Ranges are not checked here: the service decides, and a validator must be able to send what is wrong.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+
+class JobState(StrEnum):
+    """The five statuses on the wire."""
+
+    QUEUED = "queued"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    TIMEOUT = "timeout"
+
+
+FINAL_STATES = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.TIMEOUT})
+
+
+class WireModel(BaseModel):
+    """A frozen record that keeps the fields it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class InferenceRequest(WireModel):
+    """A job to submit; fields that were not set are not sent, so that the service's defaults apply."""
+
+    prompt: str
+    negative_prompt: str | None = None
+    model: str | None = None
+    lora_path: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int | None = None
+    job_id: str | None = None
+    callback_url: str | None = None
+    callback_secret: str | None = None
+    expiry: datetime | None = None
+
+
+class _JobAnswer(WireModel):
+    """An answer about one job, which services name `id`, `job_id` or both."""
+
+    job_id: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_id_under_either_name(cls, data: Any) -> Any:
+        if isinstance(data, dict) and "job_id" not in data and "id" in data:
+            return {**data, "job_id": data["id"]}
+        return data
+
+
+class SubmitAnswer(_JobAnswer):
+    """The answer to an accepted job; the two addresses are relative to the base URL."""
+
+    accepted: bool = True
+    status: JobState
+    message: str | None = None
+    seed: int | None = None
+    warnings: tuple[str, ...] = ()
+    status_url: str | None = None
+    result_url: str | None = None
+
+
+class CallbackReport(WireModel):
+    """What became of the job's callback: delivered, failed, error, expired or skipped."""
+
+    status: str
+    status_code: int | None = None
+    response_preview: str | None = None
+    attempted_at: datetime | None = None
+    payload_status: str | None = None
+    error: str | None = None
+    reason: str | None = None
+    expiry: datetime | None = None
+    webhook_id: str | None = None
+    attempts: int | None = None
+    next_attempt_at: datetime | None = None
+    final: bool | None = None
+
+
+class JobStatus(_JobAnswer):
+    """The record of a job as its status answer shows it."""
+
+    status: JobState
+    queued_at: datetime | None = None
+    started_at: datetime | None = None
+    completed_at: datetime | None = None
+    failed_at: datetime | None = None
+    result_url: str | None = None
+    image_url: str | None = None
+    output_path: str | None = None
+    error: str | None = None
+    error_code: str | None = None
+    stage: str | None = None
+    queue_position: int | None = None
+    attempt: int | None = None
+    seed: int | None = None
+    sha256: str | None = None
+    size_bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    determinism: str | None = None
+    warnings: tuple[str, ...] = ()
+    callback: CallbackReport | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the job is completed, failed or timed out."""
+        return self.status in FINAL_STATES
+
+
+class JobPage(WireModel):
+    """One page of the job list; `next_cursor` is None on the last page and on services without pages."""
+
+    inference_jobs: tuple[JobStatus, ...] = ()
+    next_cursor: int | str | None = None
+
+
+class CancelAnswer(_JobAnswer):
+    """The answer to a cancellation."""
+
+    status: JobState | None = None
+    message: str | None = None
+
+
+class RedeliverAnswer(_JobAnswer):
+    """The answer to the wish for another callback delivery."""
+
+    message: str | None = None
+    callback: CallbackReport | None = None
+
+
+class Health(WireModel):
+    """The service's own word on its health."""
+
+    status: str
+
+
+class ServiceInfo(WireModel):
+    """What answers at the root path."""
+
+    name: str
+    version: str

@@ -1,0 +1,292 @@
+"""The engine with a renderer that the test steers step by step."""
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rendering_kit import Job, submit
+
+from deployments.artifacts import ArtifactStore
+from deployments.engine import Engine
+from deployments.errors import DeviceOutOfMemory, EngineBusy, EngineUnhealthy, ModelUnusable, RenderBroken
+from deployments.job import RenderJob
+from deployments.pictures import PixelPicture
+from deployments.png import encode_png
+from deployments.render import RenderFailed, RenderProgress, RenderStarted
+
+WAIT_S = 60
+
+
+@dataclass
+class SteeredRenderer:
+    """Each step waits for a permit; `fail` maps a prompt to what rendering it raises."""
+
+    permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    fail: dict[str, Exception] = field(default_factory=dict)
+    load_error: Exception | None = None
+    recovery_error: Exception | None = None
+    recovered: list[Exception] = field(default_factory=list)
+    rendered: list[str] = field(default_factory=list)
+    device: str = "steered"
+
+    def load(self) -> None:
+        if self.load_error:
+            raise self.load_error
+
+    def render(self, job: RenderJob) -> PixelPicture:
+        self.rendered.append(job.request.job_id)
+        job.enter("denoising")
+        for step in range(1, job.request.num_inference_steps + 1):
+            assert self.permits.acquire(timeout=WAIT_S)
+            if job.request.prompt in self.fail:
+                raise self.fail[job.request.prompt]
+            job.checkpoint()
+            job.step_done(step)
+        return PixelPicture(np.zeros((job.request.height, job.request.width, 3), np.uint8))
+
+    def recover(self, error: Exception) -> None:
+        self.recovered.append(error)
+        if self.recovery_error:
+            raise self.recovery_error
+
+    def permit(self, steps: int = 1) -> None:
+        self.permits.release(steps)
+
+
+@pytest.fixture
+def renderer() -> Iterator[SteeredRenderer]:
+    renderer = SteeredRenderer()
+    yield renderer
+    renderer.permit(1000)
+
+
+@pytest.fixture
+def steer(renderer: SteeredRenderer, store: ArtifactStore) -> Iterator[Callable[..., Engine]]:
+    engines: list[Engine] = []
+
+    def start(**options: float) -> Engine:
+        engine = Engine(renderer, store, **options)  # type: ignore[arg-type]
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield start
+    renderer.permit(1000)
+    assert all(engine.close() for engine in engines)
+
+
+def test_a_job_reports_start_steps_and_a_picture_that_is_stored(
+    steer: Callable[..., Engine], renderer: SteeredRenderer, store: ArtifactStore
+) -> None:
+    renderer.permit(3)
+    job = submit(steer(replica_id="r1"), num_inference_steps=3)
+    finished = job.finished()
+    assert job.seen[0] == RenderStarted("r1", "steered")
+    assert job.steps() == [0, 1, 2, 3]
+    assert job.seen[-2] == RenderProgress("storing", 3, 3)
+    assert store.read(finished.artifact) == encode_png(np.zeros((64, 64, 3), np.uint8))
+    assert set(finished.seconds) == {"denoising", "storing"}
+    assert (finished.seed, finished.determinism) == (42, "exact")
+
+
+def test_jobs_are_rendered_in_the_order_they_came(steer: Callable[..., Engine], renderer: SteeredRenderer) -> None:
+    engine = steer()
+    jobs = [submit(engine, job_id=f"j{n}", artifact_key=f"ab/j{n}/1.png") for n in range(4)]
+    renderer.permit(12)
+    for job in jobs:
+        job.finished()
+    assert renderer.rendered == ["j0", "j1", "j2", "j3"]
+
+
+def test_a_running_job_stops_at_its_next_step(steer: Callable[..., Engine], renderer: SteeredRenderer) -> None:
+    job = submit(steer(), num_inference_steps=100)
+    renderer.permit(2)
+    job.until(lambda event: isinstance(event, RenderProgress) and event.step == 2)
+    assert job.handle is not None
+    job.handle.cancel()
+    renderer.permit(1)
+    assert job.failed() == RenderFailed("cancelled", "The job was cancelled.")
+    assert max(job.steps()) == 2
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_makes_room(
+    steer: Callable[..., Engine], renderer: SteeredRenderer
+) -> None:
+    engine = steer(queue_size=1)
+    running = submit(engine)
+    running.until_stage("denoising")
+    waiting = submit(engine, job_id="waiting")
+    with pytest.raises(EngineBusy, match="1 jobs waiting"):
+        submit(engine)
+    assert waiting.handle is not None
+    waiting.handle.cancel()
+    assert waiting.failed().error_code == "cancelled"
+    next_job = submit(engine, job_id="next")
+    renderer.permit(6)
+    running.finished()
+    next_job.finished()
+    assert renderer.rendered == ["job", "next"]
+
+
+def test_cancelling_a_finished_job_does_nothing(steer: Callable[..., Engine], renderer: SteeredRenderer) -> None:
+    renderer.permit(3)
+    job = submit(steer())
+    job.finished()
+    assert job.handle is not None
+    job.handle.cancel()
+    assert job.events.empty()
+
+
+def test_the_limit_of_a_job_runs_from_the_start_of_rendering(
+    steer: Callable[..., Engine], renderer: SteeredRenderer
+) -> None:
+    engine = steer()
+    first = submit(engine, timeout_s=0.0)
+    renderer.permit(1)
+    failed = first.failed()
+    assert (failed.error_code, failed.error) == ("timeout", "The job ran longer than its limit of 0 seconds.")
+    renderer.permit(3)
+    submit(engine, job_id="next").finished()
+
+
+def test_an_error_of_the_library_fails_its_job_alone_without_its_text(
+    steer: Callable[..., Engine], renderer: SteeredRenderer
+) -> None:
+    error = ValueError("/secret/path broke")
+    renderer.fail["bad"] = error
+    engine = steer()
+    renderer.permit(4)
+    failed = submit(engine, prompt="bad").failed()
+    assert (failed.error_code, failed.error) == ("render_error", "The model failed on this request (ValueError).")
+    assert renderer.recovered == [error]
+    submit(engine, job_id="next").finished()
+
+
+def test_an_engine_that_does_not_recover_gives_up_all_its_jobs(
+    steer: Callable[..., Engine], renderer: SteeredRenderer
+) -> None:
+    renderer.fail["big"] = DeviceOutOfMemory("Too little memory.")
+    renderer.recovery_error = EngineUnhealthy("The device did not recover.")
+    engine = steer()
+    jobs = [submit(engine, prompt="big"), submit(engine, job_id="waiting")]
+    renderer.permit(1)
+    for job in jobs:
+        assert isinstance(job.end(), EngineUnhealthy)
+    with pytest.raises(EngineUnhealthy, match="did not recover"):
+        engine.check_health()
+    with pytest.raises(EngineUnhealthy):
+        submit(engine)
+
+
+def test_a_step_that_never_comes_makes_the_engine_unhealthy(
+    steer: Callable[..., Engine], renderer: SteeredRenderer
+) -> None:
+    engine = steer(step_timeout_s=0.2)
+    engine.check_health()
+    jobs = [submit(engine), submit(engine, job_id="waiting")]
+    for job in jobs:
+        assert isinstance(job.end(), EngineUnhealthy)
+    with pytest.raises(EngineUnhealthy, match=r"no progress for 0\.2 seconds"):
+        engine.check_health()
+
+
+def test_storing_a_picture_overlaps_the_next_job(
+    steer: Callable[..., Engine], renderer: SteeredRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = threading.Event()
+    publish = ArtifactStore.publish
+
+    def slow(self: ArtifactStore, key: str, *rest: object) -> object:
+        assert disk.wait(WAIT_S)
+        return publish(self, key, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ArtifactStore, "publish", slow)
+    engine = steer()
+    first, second = submit(engine, job_id="first"), submit(engine, job_id="second")
+    renderer.permit(5)
+    second.until(lambda event: isinstance(event, RenderProgress) and event.step == 2)
+    first.until_stage("storing")
+    assert first.events.empty()
+    disk.set()
+    renderer.permit(1)
+    first.finished()
+    second.finished()
+
+
+def test_a_store_that_cannot_be_written_fails_the_job_with_its_code(
+    renderer: SteeredRenderer, steer: Callable[..., Engine], store: ArtifactStore
+) -> None:
+    Path(store.root).parent.mkdir(exist_ok=True)
+    Path(store.root).write_text("a file where the folder should be")
+    renderer.permit(3)
+    assert submit(steer()).failed().error_code == "artifact_unwritable"
+
+
+def test_a_model_that_does_not_load_is_said_by_start(renderer: SteeredRenderer, store: ArtifactStore) -> None:
+    renderer.load_error = ModelUnusable("The model cannot be loaded.")
+    engine = Engine(renderer, store)
+    with pytest.raises(ModelUnusable, match="cannot be loaded"):
+        engine.start()
+    with pytest.raises(EngineUnhealthy):
+        submit(engine)
+
+
+def test_closing_cancels_what_runs_and_what_waits_and_leaves_no_thread(
+    renderer: SteeredRenderer, store: ArtifactStore
+) -> None:
+    before = threading.active_count()
+    engine = Engine(renderer, store)
+    engine.start()
+    jobs = [submit(engine), submit(engine, job_id="waiting")]
+    jobs[0].until_stage("denoising")
+    renderer.permit(1000)
+    assert engine.close()
+    assert all(job.end() is not None for job in jobs)
+    assert threading.active_count() == before
+
+
+def test_a_listener_that_raises_does_not_stop_the_engine(
+    steer: Callable[..., Engine], renderer: SteeredRenderer
+) -> None:
+    def broken(_: object) -> None:
+        raise RuntimeError("the listener is gone")
+
+    engine = steer()
+    engine.submit(submit(engine).handle.request, broken)  # type: ignore[union-attr]
+    renderer.permit(9)
+    submit(engine, job_id="next").finished()
+
+
+def test_a_picture_that_is_none_fails_the_job(
+    steer: Callable[..., Engine], renderer: SteeredRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: PixelPicture) -> bytes:
+        raise RenderBroken("The model produced no picture.")
+
+    monkeypatch.setattr(PixelPicture, "png", broken)
+    renderer.permit(3)
+    assert submit(steer()).failed() == RenderFailed("render_error", "The model produced no picture.")
+
+
+def test_a_device_that_fails_behind_its_thread_is_given_up(
+    steer: Callable[..., Engine], renderer: SteeredRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lost(self: PixelPicture) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(PixelPicture, "wait", lost)
+    engine = steer()
+    renderer.permit(3)
+    assert isinstance(submit(engine).end(), EngineUnhealthy)
+    with pytest.raises(EngineUnhealthy, match="RuntimeError"):
+        engine.check_health()
+
+
+def test_jobs_keep_their_events_apart(steer: Callable[..., Engine], renderer: SteeredRenderer) -> None:
+    engine = steer()
+    jobs: list[Job] = [submit(engine, job_id=f"j{n}", artifact_key=f"ab/j{n}/1.png") for n in range(3)]
+    renderer.permit(9)
+    assert [job.finished().artifact.key for job in jobs] == [f"ab/j{n}/1.png" for n in range(3)]

@@ -1,0 +1,129 @@
+"""The deployment class in this process: what it does with events, cancellation and a lost device."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from rendering_kit import make_request
+
+from deployments import text_to_image
+from deployments.errors import EngineUnhealthy
+from deployments.models import ModelSettings, SimulatedOptions
+from deployments.render import RenderEvent, RenderFinished, RenderProgress, RenderStarted
+from deployments.text_to_image import TextToImage, actor_resources, deployment_for
+
+Replica = Callable[..., TextToImage]
+
+
+@pytest.fixture
+def replica(tmp_path: Path) -> Iterator[Replica]:
+    replicas: list[TextToImage] = []
+
+    def create(**options: object) -> TextToImage:
+        simulated = SimulatedOptions.model_validate({"step_seconds": 0.01, **options})
+        settings = ModelSettings(engine="simulated", simulated=simulated, step_timeout_s=0.5)
+        replicas.append(TextToImage(settings, str(tmp_path / "artifacts")))
+        return replicas[-1]
+
+    yield create
+    for each in replicas:
+        each._engine.close()
+
+
+async def collect(replica: TextToImage, **changes: object) -> list[RenderEvent]:
+    return [event async for event in replica.render(make_request(**changes))]
+
+
+async def test_a_job_streams_start_some_progress_and_the_end(replica: Replica) -> None:
+    events = await collect(replica())
+    assert isinstance(events[0], RenderStarted)
+    assert isinstance(events[-1], RenderFinished)
+    assert all(isinstance(event, RenderProgress) for event in events[1:-1])
+
+
+async def test_progress_is_thinned_out_and_never_delays_the_end(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_to_image, "PROGRESS_INTERVAL_S", 3600)
+    events = await asyncio.wait_for(collect(replica(step_seconds=0.001), num_inference_steps=50), 60)
+    assert len(events) <= 3
+
+
+async def test_progress_that_is_delivered_is_the_newest(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_to_image, "PROGRESS_INTERVAL_S", 0.1)
+    events = await collect(replica(), num_inference_steps=50)
+    steps = [event.step for event in events if isinstance(event, RenderProgress)]
+    assert steps == sorted(steps)
+    assert 3 <= len(steps) < 25
+
+
+async def test_a_cancelled_call_stops_the_job(replica: Replica) -> None:
+    model = replica(step_seconds=0.05)
+    running = asyncio.Event()
+
+    async def consume() -> None:
+        async with contextlib.aclosing(model.render(make_request(num_inference_steps=100_000))) as events:
+            async for _ in events:
+                running.set()
+
+    task = asyncio.create_task(consume())
+    await running.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert isinstance((await asyncio.wait_for(collect(model), 60))[-1], RenderFinished)
+
+
+async def test_a_dropped_stream_stops_the_job(replica: Replica) -> None:
+    model = replica(step_seconds=0.05)
+    stream = model.render(make_request(num_inference_steps=100_000))
+    await anext(stream)
+    await stream.aclose()
+    assert isinstance((await asyncio.wait_for(collect(model), 60))[-1], RenderFinished)
+
+
+async def test_a_lost_device_is_raised_and_ends_the_process(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    exited = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(text_to_image, "_EXIT_GRACE_S", 0.0)
+    monkeypatch.setattr(text_to_image.os, "_exit", lambda _: loop.call_soon_threadsafe(exited.set))
+    model = replica(hang_on="[hang]")
+    model.check_health()
+    with pytest.raises(EngineUnhealthy, match="no progress"):
+        await collect(model, prompt="[hang]")
+    with pytest.raises(EngineUnhealthy):
+        model.check_health()
+    await asyncio.wait_for(exited.wait(), 60)
+
+
+async def test_concurrent_jobs_get_their_own_events(replica: Replica) -> None:
+    model = replica()
+    keys = [f"ab/j{n}/1.png" for n in range(5)]
+    ends = [events[-1] for events in await asyncio.gather(*(collect(model, artifact_key=key) for key in keys))]
+    assert [end.artifact.key for end in ends if isinstance(end, RenderFinished)] == keys
+
+
+async def test_a_replica_describes_its_model(replica: Replica) -> None:
+    assert (await replica().describe()).engine == "simulated"
+
+
+@pytest.mark.parametrize(
+    ("settings", "device", "resources"),
+    [
+        (ModelSettings(source="m", threads=2), "cpu", {"num_cpus": 2}),
+        (ModelSettings(source="m"), "cuda", {"num_cpus": 1, "num_gpus": 1}),
+        (ModelSettings(engine="noop"), "cuda", {"num_cpus": 0}),
+        (ModelSettings(engine="simulated"), "cpu", {"num_cpus": 0}),
+    ],
+)
+def test_a_replica_reserves_what_its_engine_uses(
+    settings: ModelSettings, device: str, resources: dict[str, float]
+) -> None:
+    assert actor_resources(settings, device) == resources
+
+
+def test_each_model_is_a_deployment_of_its_own() -> None:
+    assert deployment_for(ModelSettings(name="a", engine="noop")).name == "TextToImage-a"
+    assert deployment_for(ModelSettings(name="a", engine="noop"), name="Other").name == "Other"
