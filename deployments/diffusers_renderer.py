@@ -32,6 +32,7 @@ from deployments.torch_device import (
     is_device_lost,
     is_out_of_memory,
     make_exact,
+    pin_threads,
     select_device,
     select_dtype,
 )
@@ -125,12 +126,16 @@ class DiffusersRenderer:
         if self._device.type == "cpu":
             _unify_dtype(pipeline, dtype)
         pipeline.to(self._device)
+        if self._device.type == "cuda":
+            # The weights came on the default stream; ours does not wait for that one.
+            torch.cuda.synchronize(self._device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
     def _denoise(self, job: RenderJob) -> torch.Tensor:
         """Return the picture as float in 0...1 on the device, shape (3, height, width) in multiples of the factor."""
         request = job.request
+        pin_threads(self._settings.threads)
         job.enter("encoding")
         call = self._family.call(self._pipeline, request)
         job.warnings.extend(call.warnings)

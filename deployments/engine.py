@@ -20,6 +20,7 @@ _log = get_logger("engine")
 
 _TAIL_BACKLOG = 2  # pictures on their way to the store; more would only pile up memory behind a slow disk
 _WATCH_INTERVAL_S = 1.0
+_LOST_CLOSE_S = 0.5
 
 
 class Picture(Protocol):
@@ -125,7 +126,8 @@ class Engine:
             job.fail(RenderCancelled())
         for job in tuple(self._active):
             job.cancel()
-        deadline = time.monotonic() + timeout_s
+        # A thread that hangs in the driver will not end; nothing is gained by waiting for it.
+        deadline = time.monotonic() + (min(timeout_s, _LOST_CLOSE_S) if self._lost else timeout_s)
         threads = (self._device_thread, *self._tail_threads, self._watchdog)
         for thread in threads:
             if thread.is_alive():

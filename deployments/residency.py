@@ -97,7 +97,9 @@ class AdapterResidency:
 
     def _weights(self, file: AdapterFile) -> dict[str, torch.Tensor]:
         device, dtype = self._pipeline.device, self._pipeline.dtype
-        weights = {key: tensor.to(dtype) for key, tensor in load_file(file.path, device=str(device)).items()}
+        stored = load_file(file.path, device=str(device))
+        # Scalars are the layers' alpha, which is read as a number and must not be rounded.
+        weights = {key: tensor.to(dtype) if tensor.ndim > 1 else tensor for key, tensor in stored.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
             raise AdapterUnusable(f"The adapter {file.name!r} has weights that are not finite in {dtype}.")
         return weights

@@ -102,7 +102,8 @@ class _Mailbox:
 
     def _put(self, event: RenderEvent | EngineUnhealthy) -> None:
         progress = isinstance(event, RenderProgress)
-        if progress and self._events and isinstance(self._events[-1], RenderProgress):
+        # Nobody needs to know how far it was before what follows.
+        if self._events and isinstance(self._events[-1], RenderProgress):
             self._events.pop()
         self._events.append(event)
         self._arrived.set()

@@ -47,7 +47,7 @@ def make_exact(threads: int) -> None:
     notes; cuBLAS: "Results reproducibility" in its documentation.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(threads)
+    pin_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would fill each new tensor with NaN to expose reads of fresh memory: a debugging aid that costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -55,6 +55,12 @@ def make_exact(threads: int) -> None:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
+
+
+def pin_threads(threads: int) -> None:
+    """Let kernels that this thread starts use `threads` CPU threads."""
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -104,6 +104,9 @@ class JobStatus(_JobAnswer):
     error: str | None = None
     error_code: str | None = None
     stage: str | None = None
+    step: int | None = None
+    steps: int | None = None
+    cancel_requested: bool = False
     queue_position: int | None = None
     attempt: int | None = None
     seed: int | None = None
@@ -112,6 +115,7 @@ class JobStatus(_JobAnswer):
     width: int | None = None
     height: int | None = None
     determinism: str | None = None
+    seconds: dict[str, float] = {}
     warnings: tuple[str, ...] = ()
     callback: CallbackReport | None = None
 

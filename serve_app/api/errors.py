@@ -120,6 +120,8 @@ def _explained(one: dict[str, Any]) -> dict[str, Any]:
             sentence = one["msg"].removeprefix("Value error, ")
         case "string_pattern_mismatch":
             sentence = "may hold letters, digits, '.', '_' and '-', up to 128, and must not start with '.'"
+        case "string_unicode":
+            sentence = "contains a character that is not text (half of a surrogate pair)"
         case "string_too_long":
             sentence = f"must have at most {context['max_length']} characters"
         case "greater_than_equal":

@@ -35,6 +35,7 @@ def bare_picture(folder: Path, request: RenderRequest, width: int, height: int) 
     """What diffusers alone makes of a request."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
+    torch.set_num_threads(1)  # those of the engine: they are part of the result
     picture = pipeline(
         request.prompt,
         width=width,

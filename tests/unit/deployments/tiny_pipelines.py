@@ -166,11 +166,11 @@ def save_unet_adapter(path: Path, cross_dim: int = SD_CROSS_DIM, rank: int = 4, 
 def save_text_encoder_adapter(path: Path) -> None:
     """An adapter in kohya's format that changes the text encoder alone."""
     random = torch.Generator().manual_seed(7)
-    layer = "lora_te_text_model_encoder_layers_0_self_attn_q_proj"
+    layer = "lora_te_text_model_encoder_layers_0_mlp_fc1"
     save_file(
         {
             f"{layer}.lora_down.weight": torch.randn(4, 32, generator=random),
-            f"{layer}.lora_up.weight": torch.randn(32, 4, generator=random),
+            f"{layer}.lora_up.weight": torch.randn(37, 4, generator=random),
             f"{layer}.alpha": torch.tensor(4.0),
         },
         path,

@@ -1,0 +1,88 @@
+"""Trains the embedded model in stages, each resumable: `python -m deployments.embedded.train STAGE`.
+
+Stages: autoencoder, text, denoiser (needs the text encoder), export (writes the model folder). State is kept in
+`.darkroom/training/`; a stage that is killed goes on from its last checkpoint when it is started again.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import nn
+
+from deployments.embedded import train_autoencoder, train_denoiser, train_text
+from deployments.embedded.architecture import assemble, build_text_encoder, build_unet, save
+from deployments.embedded.autoencoder import build_vae
+from deployments.embedded.checkpoints import Checkpoint
+from deployments.embedded.progress import Progress
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+WORK = Path(".darkroom") / "training"
+Folder = Annotated[Path, typer.Option("--work", help="Where the stages keep their state.")]
+Threads = Annotated[int, typer.Option(help="CPU threads.")]
+Steps = Annotated[int, typer.Option(help="Optimiser steps in all; a larger number later goes on from there.")]
+Seed = Annotated[int, typer.Option(help="Fixes the pictures, captions, noise and starting weights.")]
+
+
+@app.callback()
+def stages() -> None:
+    """Without a stage there is nothing to do."""
+
+
+@app.command()
+def autoencoder(steps: Steps = 3000, seed: Seed = 1, work: Folder = WORK, threads: Threads = 2) -> None:
+    """Train the decoder to draw sharp edges."""
+    torch.set_num_threads(threads)
+    plan, stage = train_autoencoder.Plan(steps=steps, seed=seed), train_autoencoder.STAGE
+    vae = train_autoencoder.train(plan, Checkpoint(work / f"{stage}.pt"), Progress(stage))
+    typer.echo(f"PSNR of new pictures of 1024 x 1024: {train_autoencoder.measure(vae):.1f} dB")
+
+
+@app.command()
+def text(steps: Steps = 4000, seed: Seed = 1, work: Folder = WORK, threads: Threads = 2) -> None:
+    """Teach the text encoder to read captions."""
+    torch.set_num_threads(threads)
+    plan, stage = train_text.Plan(steps=steps, seed=seed), train_text.STAGE
+    encoder = train_text.train(plan, Checkpoint(work / f"{stage}.pt"), Progress(stage))
+    typer.echo(f"new captions read without a fault: {train_text.measure(encoder):.1%}")
+
+
+@app.command()
+def denoiser(steps: Steps = 20000, seed: Seed = 1, work: Folder = WORK, threads: Threads = 2) -> None:
+    """Train the denoiser on captions and latents; needs the text encoder's checkpoint."""
+    torch.set_num_threads(threads)
+    encoder = build_text_encoder()
+    _restore(encoder, work, train_text.STAGE)
+    plan, stage = train_denoiser.Plan(steps=steps, seed=seed), train_denoiser.STAGE
+    train_denoiser.train(plan, encoder, Checkpoint(work / f"{stage}.pt"), Progress(stage))
+
+
+@app.command()
+def export(
+    output: Annotated[Path, typer.Argument(help="Model folder to write.")], work: Folder = WORK
+) -> None:
+    """Write what is trained so far as a model folder; parts that are not trained yet are left untrained."""
+    torch.manual_seed(0)
+    vae, unet, encoder = build_vae(), build_unet(), build_text_encoder()
+    for part, stage, key in (
+        (vae, train_autoencoder.STAGE, "model"),
+        (unet, train_denoiser.STAGE, "averaged"),
+        (encoder, train_text.STAGE, "model"),
+    ):
+        if (work / f"{stage}.pt").exists():
+            _restore(part, work, stage, key)
+    save(assemble(vae, unet, encoder), output)
+
+
+def _restore(part: nn.Module, work: Path, stage: str, key: str = "model") -> None:
+    """Loads the weights of a stage. Raises typer.BadParameter if the stage has no checkpoint."""
+    state = Checkpoint(work / f"{stage}.pt").load()
+    if state is None:
+        raise typer.BadParameter(f"stage {stage!r} has no checkpoint in {work}; train it first")
+    part.load_state_dict(state[key])
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,168 @@
+"""One Darkroom on this machine, on a Ray instance of its own, from start to the last process gone."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psutil
+import yaml
+
+MARKER = "DARKROOM_INSTANCE"
+"""Environment variable by which every process of an instance is recognised, whoever its parent is."""
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 25.0
+"""How long `serve run` may take to shut down by itself before what is left is killed; jobs survive in the store."""
+_POLL_S = 0.25
+
+
+class LaunchError(Exception):
+    """Darkroom could not be started or stopped; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where the service listens."""
+
+    host: str
+    port: int
+
+    @property
+    def url(self) -> str:
+        """The base URL for clients on this machine."""
+        reachable = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host  # noqa: S104 - compared, not bound
+        return f"http://{reachable}:{self.port}"
+
+
+class LocalDarkroom:
+    """Runs `serve run` on a configuration file. `home` keeps data, the configuration in force, the instance's name."""
+
+    def __init__(self, config: Path, home: Path) -> None:
+        self._home = home.absolute()
+        self._config: dict[str, Any] = yaml.safe_load(config.read_text())
+        self._folder = config.absolute().parent
+        self.instance = secrets.token_hex(8)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._apply_old_names()
+
+    def _apply_old_names(self) -> None:
+        """Honour the address variables of the old server: Serve reads these from the file only."""
+        options = self._config.setdefault("http_options", {})
+        if host := os.environ.get("MINER_SERVER_HOST"):
+            options["host"] = host
+        if port := os.environ.get("MINER_SERVER_PORT"):
+            options["port"] = int(port)
+
+    @property
+    def address(self) -> Address:
+        """Where this instance listens once it runs."""
+        options = self._config["http_options"]
+        return Address(options.get("host", "127.0.0.1"), options.get("port", 8000))
+
+    def start(self, log: int | None = None) -> None:
+        """Start the processes; their output goes to the file descriptor `log`, or to ours."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        config = self._home / "serve_config.yaml"
+        config.write_text(yaml.safe_dump(self._config, sort_keys=False))
+        (self._home / "instance").write_text(self.instance)
+        command = [sys.executable, "-m", "ray.serve.scripts", "run", str(config)]
+        self._process = subprocess.Popen(  # noqa: S603 - our own command
+            command,
+            env=self._environment(),
+            cwd=self._folder,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        ours = {
+            MARKER: self.instance,
+            # A Ray instance of its own: never the cluster that some file or variable points to.
+            "RAY_ADDRESS": "local",
+            # Ray's ports other than HTTP listen on all interfaces; a token keeps strangers from running code there.
+            "RAY_AUTH_MODE": "token",
+            "DARKROOM_DATA_DIR": str(self._home / "data"),
+            "SERVICE_URL": self.address.url,
+        }
+        theirs = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ}
+        return ours | theirs | {name: ours[name] for name in (MARKER, "RAY_ADDRESS", "RAY_AUTH_MODE")}
+
+    def wait_until_ready(self, on_wait: Callable[[str], None] = lambda _: None) -> None:
+        """Return when jobs are accepted and a model replica runs. Raises `LaunchError` if that takes too long."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while time.monotonic() < deadline:
+            if self._process is None or self._process.poll() is not None:
+                raise LaunchError("The service ended while starting; its log says why.")
+            health = health_at(self.address.url)
+            if health and health["accepting"] and any(m["running_replicas"] for m in health["models"].values()):
+                return
+            on_wait("loading the model" if health else "starting Ray Serve")
+            time.sleep(_POLL_S)
+        raise LaunchError(f"The service was not ready within {START_TIMEOUT_S:g} s; its log says why.")
+
+    def wait(self) -> int:
+        """Wait for the service to end by itself and return its exit status."""
+        assert self._process is not None  # noqa: S101 - called after start
+        return self._process.wait()
+
+    def stop(self) -> None:
+        """End the service: politely first, then whatever is left of it."""
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        kill_instance(self.instance)
+        (self._home / "instance").unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+def health_at(url: str) -> dict[str, Any] | None:
+    """Return what `GET /health` answers there, or None if nothing answers in its form."""
+    try:
+        answer: dict[str, Any] = httpx.get(f"{url}/health", timeout=5, trust_env=False).json()
+    except (httpx.HTTPError, ValueError):
+        return None
+    return answer if isinstance(answer, dict) and "accepting" in answer else None
+
+
+def processes_of(instance: str) -> Iterator[psutil.Process]:
+    """Yield the processes that belong to an instance."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARKER) == instance and process.pid != os.getpid():
+                yield process
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+
+
+def kill_instance(instance: str) -> int:
+    """Kill what is left of an instance and wait until it is gone. Returns how many processes that were."""
+    killed = 0
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    while left := list(processes_of(instance)):
+        if time.monotonic() > deadline:
+            raise LaunchError(f"{len(left)} processes of the service do not end; look at them with ps.")
+        for process in left:
+            killed += 1
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(left, timeout=2)
+    return killed

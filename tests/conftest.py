@@ -1,0 +1,76 @@
+"""What all tests share: one Ray Serve instance a session, and applications deployed on it."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.apps import App, free_port
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.pop("RAY_ADDRESS", None)
+
+
+@pytest.fixture(scope="session")
+def serve_url() -> Iterator[str]:
+    """A Ray Serve instance of the session's own, without applications."""
+    import ray
+    from ray import serve
+
+    ray.init(address="local", include_dashboard=False, num_cpus=16, namespace="serve", log_to_driver=False)
+    port = free_port()
+    serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        serve.shutdown()
+        ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def deploy(serve_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., App]]:
+    """Deploy an application with its own store, pictures and tracker: `deploy(name, **settings)`; again: redeploy."""
+    import ray
+    from ray import serve
+
+    from serve_app.app import build
+    from serve_app.settings import Settings
+
+    folders: dict[str, Path] = {}
+
+    def deploy_app(name: str, **settings: Any) -> App:
+        folder = folders.setdefault(name, tmp_path_factory.mktemp(name))
+        url = f"{serve_url}/{name}"
+        settled = Settings(**{"data_dir": folder, "service_url": url, "tracker_name": f"tracker-{name}", **settings})
+        serve.run(build(settled), name=name, route_prefix=f"/{name}")
+        return App(name, url, settled)
+
+    yield deploy_app
+    for name in folders:
+        serve.delete(name)
+        with contextlib.suppress(ValueError):
+            ray.kill(ray.get_actor(f"tracker-{name}", namespace="darkroom"), no_restart=True)
+
+
+@pytest.fixture(scope="session")
+def app(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) -> App:
+    """The application that most tests share: a fast simulated model, and the embedded one."""
+    from deployments.models import ModelSettings, SimulatedOptions
+    from serve_app.settings import EMBEDDED_MODEL
+
+    simulated = SimulatedOptions(
+        step_seconds=0.02, fail_on="[fail]", out_of_memory_on="[oom]", hang_on="[hang]", crash_on="[crash]"
+    )
+    return deploy(
+        "shared",
+        models=[
+            ModelSettings(name="simulated", engine="simulated", simulated=simulated),
+            ModelSettings(name="embedded", source=str(EMBEDDED_MODEL)),
+        ],
+        callback_timeout_s=3.0,
+    )
