@@ -65,7 +65,7 @@ def create(
             settles_by=settles_by,
             give_up_at=give_up_at,
             first_settled_at=now if expired else None,
-            attempted_at=now if expired else None,
+            attempted_at=now,
             next_attempt_at=None,
         )
     )
@@ -108,7 +108,7 @@ def reserve(tx: sa.Connection, key: str, now: float) -> Parcel | None:
     """Reserve the next attempt of a due delivery; None if it is due no more."""
     where = (deliveries.c.key == key, deliveries.c.final.is_(sa.false()), deliveries.c.next_attempt_at <= now)
     changed = tx.execute(
-        sa.update(deliveries).where(*where).values(attempts=deliveries.c.attempts + 1, next_attempt_at=None)
+        sa.update(deliveries).where(*where).values(attempts=deliveries.c.attempts + 1, next_attempt_at=None, attempted_at=now)
     )
     return parcel(tx, key) if changed.rowcount else None
 

@@ -49,7 +49,7 @@ def router(service: Service) -> APIRouter:
             warnings=shown.warnings,
         )
 
-    @routes.get("/inference/status/{job_id}", response_model_exclude_none=True, responses=documented(404, 422, 503))
+    @routes.get("/inference/status/{job_id}", responses=documented(404, 422, 503))
     async def status(
         job_id: JobId,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the final state.")] = 0.0,
@@ -72,14 +72,12 @@ def router(service: Service) -> APIRouter:
         view = await _find(service, job_id)
         return await picture(service, view, request, status=_shown(service, view).status, attachment=False)
 
-    @routes.delete("/inference/{job_id}", response_model_exclude_none=True, responses=documented(404, 409, 422, 503))
+    @routes.delete("/inference/{job_id}", responses=documented(404, 409, 422, 503))
     async def cancel(job_id: JobId) -> JobStatus:
         """Cancel a job: a queued one ends at once, a running one at its next denoising step."""
         return _shown(service, await service.client.cancel(Cancel(PUBLIC_OWNER, job_id)))
 
-    @routes.post(
-        "/inference/{job_id}/redeliver", response_model_exclude_none=True, responses=documented(404, 409, 422, 503)
-    )
+    @routes.post("/inference/{job_id}/redeliver", responses=documented(404, 409, 422, 503))
     async def redeliver(job_id: JobId) -> JobStatus:
         """Send the callback of a job that has ended again, under the same webhook id."""
         return _shown(service, await service.client.redeliver(Redeliver(PUBLIC_OWNER, job_id, uuid4().hex)))

@@ -18,7 +18,7 @@ def router(service: Service) -> APIRouter:
     """Return the routes, working on `service`."""
     routes = APIRouter(tags=["jobs"])
 
-    @routes.get("/jobs", response_model_exclude_none=True, responses=documented(422, 503))
+    @routes.get("/jobs", responses=documented(422, 503))
     async def jobs(
         status: Annotated[list[Status] | None, Query(description="Only jobs in these states.")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,

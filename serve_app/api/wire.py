@@ -3,7 +3,15 @@
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from callback.clock import iso
 from callback.records import JobView
@@ -85,7 +93,16 @@ class InferenceRequest(BaseModel):
     )
 
 
-class SubmitAnswer(BaseModel):
+class Sparse(BaseModel):
+    """An answer that leaves out the keys which say nothing yet; records inside it keep theirs."""
+
+    @model_serializer(mode="wrap")
+    def _without_nones(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        # Without a return annotation the OpenAPI schema stays that of the fields.
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+
+class SubmitAnswer(Sparse):
     """The job is durably accepted."""
 
     accepted: Literal[True] = True
@@ -117,7 +134,7 @@ class RequestEcho(BaseModel):
     expiry: str | None
 
 
-class CallbackSection(BaseModel):
+class CallbackSection(Sparse):
     """What became of the callback: its latest attempt, and whether more will follow."""
 
     model_config = ConfigDict(extra="forbid")
@@ -136,7 +153,7 @@ class CallbackSection(BaseModel):
     final: bool
 
 
-class JobStatus(BaseModel):
+class JobStatus(Sparse):
     """A job as a poller sees it. Keys that say nothing yet are left out."""
 
     id: str
@@ -169,7 +186,7 @@ class JobStatus(BaseModel):
     callback: CallbackSection | None = None
 
 
-class JobList(BaseModel):
+class JobList(Sparse):
     """A page of jobs, newest first. `next_cursor` is absent on the last page."""
 
     inference_jobs: list[JobStatus]
@@ -183,7 +200,7 @@ class Problem(BaseModel):
     error_code: str
 
 
-class InvalidField(BaseModel):
+class InvalidField(Sparse):
     """One thing that is wrong with a request, and where."""
 
     type: str
