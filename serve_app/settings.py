@@ -183,8 +183,6 @@ class Settings(BaseSettings):
         url = sa.make_url(self.store_url or f"sqlite:///{self._home() / 'jobs.db'}")
         if url.get_backend_name() == "sqlite" and url.database:
             url = url.set(database=str(Path(url.database).expanduser().absolute()))
-        if url.get_backend_name() == "postgresql" and url.get_driver_name() == "psycopg2":
-            url = url.set(drivername="postgresql+psycopg")
         return url.render_as_string(hide_password=False)
 
     def resolved_artifacts_url(self) -> str:

@@ -70,7 +70,7 @@ def test_the_url_is_one_that_a_caller_on_this_machine_can_use(host: str, shown: 
 
 def test_the_receiver_runs_as_a_module_until_it_is_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stress.callback_server", "--host", "127.0.0.1", "--port", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             first_line = process.stdout.readline()
@@ -89,7 +89,7 @@ def test_the_module_ends_with_2_and_a_sentence_when_its_port_is_taken() -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = str(holder.getsockname()[1])
         command = [sys.executable, "-m", "stress.callback_server", "--host", "127.0.0.1", "--port", port]
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"Cannot listen on 127.0.0.1:{port}: ")
