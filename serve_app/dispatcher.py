@@ -31,6 +31,7 @@ from deployments.render import (
 )
 from observability.logs import get_logger, job_context
 from serve_app.job_request import JobRequest, JobResult
+from serve_app.metrics import RenderMetrics
 
 RENEW_EVERY_S = 1.0
 """How often leases are renewed and progress is told; a start is told at once."""
@@ -84,6 +85,7 @@ class Dispatcher:
         self._has_queued = has_queued
         self._job_timeout_s = job_timeout_s
         self._holder = holder
+        self._metrics = RenderMetrics(model)
         self._attempts: dict[str, _Attempt] = {}
         self._look = asyncio.Event()
         self._tell = asyncio.Event()
@@ -270,6 +272,7 @@ class Dispatcher:
             case RenderFailed():
                 return _failure(claim, event.error_code, event.error)
             case RenderFinished():
+                self._metrics.rendered(event.seconds)
                 return _completion(claim, event)
         return None
 
