@@ -119,9 +119,16 @@ def _render(url: str, picture: Path, progress: Progress) -> str:
     )
 
 
+def _check_models(client: DarkroomClient) -> None:
+    """Raise `LaunchError` if no replica will ever take the job."""
+    for name, model in (client.health().model_extra or {}).get("models", {}).items():
+        if model["status"] in {"UNHEALTHY", "DEPLOY_FAILED"}:
+            raise LaunchError(f"The model {name!r} cannot be loaded: {model['message']}")
+
+
 def _follow(client: DarkroomClient, job_id: str, progress: Progress) -> JobStatus:
     """Poll until the job has ended, showing how far it is. Raises `LaunchError` if it does not complete."""
-    task = progress.add_task("submitted", total=STEPS)
+    task = progress.add_task("accepted, loading the model", total=STEPS)
     deadline = time.monotonic() + JOB_TIMEOUT_S
     while time.monotonic() < deadline:
         status = client.status(job_id)
@@ -130,6 +137,9 @@ def _follow(client: DarkroomClient, job_id: str, progress: Progress) -> JobStatu
             return status
         if status.status in {"failed", "timeout"}:
             raise LaunchError(f"The job ended as {status.status}: {status.error}")
-        progress.update(task, description=status.stage or status.status, completed=status.step or 0)
+        if status.status == "queued":
+            _check_models(client)
+        else:
+            progress.update(task, description=status.stage or status.status, completed=status.step or 0)
         time.sleep(_POLL_S)
     raise LaunchError(f"The job did not end within {JOB_TIMEOUT_S:g} s.")

@@ -96,15 +96,15 @@ class LocalDarkroom:
         return ours | theirs | {name: ours[name] for name in (MARKER, "RAY_ADDRESS", "RAY_AUTH_MODE")}
 
     def wait_until_ready(self, on_wait: Callable[[str], None] = lambda _: None) -> None:
-        """Return when jobs are accepted and a model replica runs. Raises `LaunchError` if that takes too long."""
+        """Return when jobs are accepted; models may still load. Raises `LaunchError` if that takes too long."""
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
                 raise LaunchError("The service ended while starting; its log says why.")
             health = health_at(self.address.url)
-            if health and health["accepting"] and any(m["running_replicas"] for m in health["models"].values()):
+            if health and health["accepting"]:
                 return
-            on_wait("loading the model" if health else "starting Ray Serve")
+            on_wait("starting the service" if health else "starting Ray Serve")
             time.sleep(_POLL_S)
         raise LaunchError(f"The service was not ready within {START_TIMEOUT_S:g} s; its log says why.")
 

@@ -8,6 +8,7 @@ from ray import serve
 from observability.logs import get_logger
 
 ASK_EVERY_S = 5.0
+ASK_WHILE_STARTING_S = 1.0
 
 _log = get_logger("replicas")
 
@@ -39,7 +40,8 @@ class ReplicaWatch:
                 self.latest = self._read(status, app_name)
             except Exception:  # noqa: BLE001 - a controller that restarts answers in many ways; the next look will tell
                 _log.warning("Serve did not tell the replicas' state", exc_info=True)
-            await asyncio.sleep(ASK_EVERY_S)
+            settled = self.latest and all(one.running for one in self.latest.values())
+            await asyncio.sleep(ASK_EVERY_S if settled else ASK_WHILE_STARTING_S)
 
     def _read(self, status: serve.schema.ServeStatus, app_name: str) -> dict[str, ModelReplicas]:
         application = status.applications.get(app_name)
