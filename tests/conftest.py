@@ -62,7 +62,10 @@ def app(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) ->
     """The application that most tests share: a fast simulated model, and the embedded one."""
     from deployments.models import ModelSettings, SimulatedOptions
     from serve_app.settings import EMBEDDED_MODEL
+    from tests.e2e.adapters import save_adapters
 
+    adapters = tmp_path_factory.mktemp("adapters")
+    save_adapters(adapters)
     simulated = SimulatedOptions(
         step_seconds=0.02, fail_on="[fail]", out_of_memory_on="[oom]", hang_on="[hang]", crash_on="[crash]"
     )
@@ -72,5 +75,6 @@ def app(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) ->
             ModelSettings(name="simulated", engine="simulated", simulated=simulated),
             ModelSettings(name="embedded", source=str(EMBEDDED_MODEL)),
         ],
+        adapters_dir=adapters,
         callback_timeout_s=3.0,
     )

@@ -57,7 +57,8 @@ UNPROCESSABLE = [
     ("callback to metadata", {"callback_url": "http://169.254.169.254/latest"}, "callback_url", "does not send"),
     ("secret with a line break", {"callback_secret": "a\r\nX-Evil: 1"}, "callback_secret", "ASCII"),
     ("long secret", {"callback_secret": "x" * 1025}, "callback_secret", "1024"),
-    ("unknown adapter", {"lora_path": "no-such-adapter"}, "lora_path", "no adapter"),
+    ("unknown adapter", {"lora_path": "no-such-adapter"}, "lora_path", "known adapters: foreign, strong"),
+    ("adapter of another family", {"model": "embedded", "lora_path": "foreign"}, "lora_path", "foreign"),
     ("adapter outside the folder", {"lora_path": "../../etc/passwd"}, "lora_path", ""),
     ("absolute adapter", {"lora_path": "/etc/passwd"}, "lora_path", ""),
 ]

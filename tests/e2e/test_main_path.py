@@ -42,6 +42,7 @@ def test_a_status_has_every_field_of_the_protocol(http: httpx.Client, receiver: 
         "negative_prompt": "red",
         "seed": 0,
         "model": "simulated",
+        "lora_path": None,
         "width": 64,
         "height": 128,
         "num_inference_steps": 2,
@@ -72,6 +73,7 @@ def test_a_status_has_every_field_of_the_protocol(http: httpx.Client, receiver: 
         "prompt": "a blue square",
         "negative_prompt": "red",
         "model": "simulated",
+        "lora_path": None,
         "width": 64,
         "height": 128,
         "num_inference_steps": 2,
@@ -133,6 +135,22 @@ def test_twenty_concurrent_jobs_are_each_bit_identical_to_the_same_request_alone
         assert alone.get(seed, png) == png
         (callback,) = receiver.wait_for(job_id)
         assert callback.sha256 == hashlib.sha256(png).hexdigest()
+
+
+@pytest.mark.defect("D14")
+def test_an_adapter_is_active_for_its_job_alone(app: App, client: DarkroomClient) -> None:
+    def picture(**changes: object) -> bytes:
+        with app.client() as own:
+            job_id = own.submit(prompt="a green ring", seed=7, **SMALL, **changes).job_id
+            assert own.wait(job_id, timeout_s=60).status == "completed"
+            return own.result(job_id)
+
+    base, adapted = picture(), picture(lora_path="strong")
+    assert base != adapted
+    mixed = [{"lora_path": name} for name in ("", "strong", "", "strong.safetensors", "", "")]
+    with ThreadPoolExecutor(len(mixed)) as threads:
+        pictures = list(threads.map(lambda changes: picture(**changes), mixed))
+    assert pictures == [adapted if changes["lora_path"] else base for changes in mixed]
 
 
 @pytest.mark.defect("D15")

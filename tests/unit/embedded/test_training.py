@@ -1,6 +1,5 @@
 """The autoencoder's starting weights, and every stage of training at a tiny size."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -70,7 +69,7 @@ def test_an_adapter_trains_and_is_small(tmp_path: Path) -> None:
     torch.manual_seed(0)
     unet, encoder = build_unet(), build_text_encoder()
     before = unet.conv_in.weight.clone()
-    plan = replace(train_adapter.Plan(), steps=1, latents=32)
+    plan = train_adapter.Plan(steps=1, latents=32, sizes=SMALL_SIZES)
     train_adapter.train(plan, "blueprint", unet, encoder, QUIET)
     path = train_adapter.save(unet, "blueprint", tmp_path)
     assert path.stat().st_size < 1_000_000
