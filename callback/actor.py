@@ -7,9 +7,11 @@ from callback.config import TrackerConfig
 from callback.errors import TrackerError
 from callback.records import PictureStore
 from callback.tracker import JobTracker
-from observability.logs import configure
+from observability.logs import configure, get_logger
 
 STORE_RETRY_S = 1.0
+
+_log = get_logger("tracker")
 
 
 class TrackerActor(JobTracker):
@@ -27,9 +29,12 @@ class TrackerActor(JobTracker):
                 await self.start()
             except TrackerError as error:
                 self._trouble = str(error)
-                await asyncio.sleep(STORE_RETRY_S)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the tracker must try again
+                _log.exception("the tracker cannot start")
+                self._trouble = f"The tracker failed at its start ({type(error).__name__}); see its log."
             else:
                 return
+            await asyncio.sleep(STORE_RETRY_S)
 
     async def retire(self) -> None:
         """Let attempts under way settle and stop, so that a successor takes over cleanly."""

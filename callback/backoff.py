@@ -22,8 +22,8 @@ def next_attempt_at(
 ) -> float | None:
     """Return when to try again after attempt number `attempt` (from 1) failed; None when it was the last.
 
-    Delays double from 2 s to an hour; a receiver's Retry-After is honoured. What would come too late is moved to just
-    before `give_up_at` once, so that a short expiry still gets a last try.
+    Delays double from 2 s to an hour; a receiver's Retry-After is honoured, up to an hour. What would come too late is
+    moved to just before `give_up_at` once, so that a short expiry still gets a last try.
     """
     delay = min(FIRST_DELAY_S * GROWTH ** min(attempt - 1, 32), LONGEST_DELAY_S)
     delay *= vary(1 - SPREAD, 1 + SPREAD)

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,13 +18,18 @@ CHANGES_KEPT = 8192
 
 @dataclass(slots=True)
 class Entry:
-    """An open job: what readers see, and what only the tracker knows. `lease_until` is set while it is processing."""
+    """An open job: what readers see, and what only the tracker knows.
+
+    `lease_until` is set while it is processing. `heard` is false from a recovery to the first report of its dispatcher:
+    until then nobody knows whether the attempt has begun.
+    """
 
     view: JobView
-    blamed: int = 0
+    waiting_since: float
     holder: str | None = None
     claim_id: str | None = None
     lease_until: float = 0.0
+    heard: bool = True
 
 
 class Board:
@@ -60,6 +66,7 @@ class Board:
         self._changes.clear()
         # A gap in the numbering makes every reader's cursor too old, so that each gets the whole.
         self._cursor = replace(self._cursor, version=self._cursor.version + CHANGES_KEPT)
+        self._changed.set()
         for entry in entries:
             self.put(entry)
 
@@ -82,18 +89,26 @@ class Board:
             self._queues[view.model].pop(view.seq, None)
         self.publish(view)
 
-    def update(self, entry: Entry, **changes: Any) -> None:
+    def update(self, key: str, **changes: Any) -> Entry | None:
         """Change fields of an open job's view and tell the readers; nothing happens if the job has ended meanwhile."""
-        if self._entries.get(entry.view.key) is entry:
+        entry = self._entries.get(key)
+        if entry is not None:
             entry.view = replace(entry.view, **changes)
             self.put(entry)
+        return entry
 
-    def take_queued(self, model: str, limit: int) -> list[Entry]:
-        """Remove the first `limit` jobs of the model from the queue; `put` brings them back in their old place."""
+    def take_queued(self, model: str, limit: int) -> list[JobView]:
+        """Remove the first `limit` jobs of the model from the queue; `requeue` brings them back in their old place."""
         queue = self._queues.get(model)
         if not queue:
             return []
-        return [self._entries[queue.popitem(0)[1]] for _ in range(min(limit, len(queue)))]
+        return [self._entries[queue.popitem(0)[1]].view for _ in range(min(limit, len(queue)))]
+
+    def requeue(self, key: str) -> None:
+        """Put a job that was taken back into its place, if it still waits."""
+        entry = self._entries.get(key)
+        if entry is not None and entry.view.state is JobState.QUEUED:
+            self._queues[entry.view.model][entry.view.seq] = key
 
     def queued(self) -> dict[str, int]:
         """Return the number of queued jobs by model."""
@@ -116,10 +131,10 @@ class Board:
         """Return the latest view of each job that changed since `cursor`, waiting up to `wait_s` for one."""
         if cursor == self._cursor:
             self._changed.clear()
-            try:
-                await asyncio.wait_for(self._changed.wait(), wait_s)
-            except TimeoutError:
-                return Changes(self._cursor, (), reset=False)
+            # What comes while the wait is being given up is told all the same.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
         oldest = self._changes[0][0] if self._changes else self._cursor.version + 1
         if cursor.epoch != self._cursor.epoch or cursor.version + 1 < oldest:
             views = tuple(entry.view for entry in self._entries.values() if entry.view.state in OPEN)

@@ -78,6 +78,7 @@ class TrackerClient:
         self._handle: Any = None
         self._resolving = asyncio.Lock()
         self._last_answer = time.monotonic()
+        self._patient_until = time.monotonic() + START_TIMEOUT_S / 2
         self._waiting: asyncio.Queue[_Pending] = asyncio.Queue(MAX_WAITING)
         self._room = asyncio.Semaphore(BATCHES_UNDER_WAY)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -86,6 +87,9 @@ class TrackerClient:
     def silent_s(self) -> float:
         """Seconds since the tracker last answered anything."""
         return time.monotonic() - self._last_answer
+
+    def _is_impatient(self) -> bool:
+        return time.monotonic() > self._patient_until
 
     async def start(self) -> None:
         """Make sure that a tracker with this code and configuration runs: create it, or take over from an older one.
@@ -157,6 +161,8 @@ class TrackerClient:
         """End the actor behind `handle` for good; the epoch in the store keeps it harmless until it is really gone."""
         await asyncio.to_thread(ray.kill, handle, no_restart=True)
         self._forget(handle)
+        # The successor must not be replaced in its turn while it starts.
+        self._patient_until = time.monotonic() + START_TIMEOUT_S
 
     async def _ask(self, reference: Any, timeout_s: float) -> Any:
         async with asyncio.timeout(timeout_s):
@@ -167,7 +173,7 @@ class TrackerClient:
     async def _call(
         self, call: Callable[[Any], Any], *, deadline: float, answer_timeout_s: float = ANSWER_TIMEOUT_S
     ) -> Any:
-        """Call the tracker until it answers. Raises `TrackerUnavailable` at the deadline (monotonic), and its errors."""
+        """Call the tracker until it answers; `deadline` is monotonic. Raises `TrackerUnavailable` and its errors."""
         handle: Any = None
         while True:
             timeout_s = min(answer_timeout_s, max(0.05, deadline - time.monotonic()))
@@ -177,9 +183,11 @@ class TrackerClient:
             except RayTaskError as error:
                 self._last_answer = time.monotonic()
                 cause = error.cause
-                raise cause if isinstance(cause, TrackerError) else error from None
+                # A tracker that is being replaced says so; its successor will answer.
+                if not isinstance(cause, TrackerUnavailable):
+                    raise cause if isinstance(cause, TrackerError) else error from None
             except (TimeoutError, GetTimeoutError):
-                if self.silent_s > self._takeover_after_s:
+                if handle is not None and self.silent_s > self._takeover_after_s and self._is_impatient():
                     _log.error("tracker is silent; replacing it", extra={"silent_s": round(self.silent_s, 1)})
                     await self._replace(handle)
             except (RayActorError, ValueError):  # ValueError: the name was freed while we asked for it
@@ -242,7 +250,7 @@ class TrackerClient:
 
     async def _send(self, batch: list[_Pending]) -> None:
         try:
-            while batch := await self._send_once(batch):
+            while batch := await self._send_once(batch):  # noqa: ASYNC110 - the pause is before a retry
                 await asyncio.sleep(RETRY_PAUSE_S)
         finally:
             self._room.release()

@@ -6,34 +6,65 @@ dead receivers delay nobody else's first attempt (design invariant I7).
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 
 import sqlalchemy as sa
 
 from callback import delivery_rows, job_rows
 from callback.backoff import next_attempt_at
 from callback.clock import Clock
+from callback.committer import Run
 from callback.config import TrackerConfig
 from callback.delivery_rows import Outcome, Parcel
 from callback.egress import EgressPolicy
 from callback.errors import Deposed, EgressRefused, Unavailable
 from callback.metrics import DeliveryMetrics
 from callback.records import JobView, Picture, PictureStore
-from callback.sender import NoReply, Sender
+from callback.sender import NoReply, Reply, Sender
 from callback.states import DeliveryState
 from observability.logs import get_logger
 
-Run = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
-
 RETRY_SHARE = 4
-"""Repeats get one slot for every so many first attempts."""
+"""Repeats get one slot for every so many first attempts, in all and of one receiver."""
 LOOK_EVERY_S = 1.0
 """How often the outbox is searched for due repeats."""
+RECORD_AGAIN_AFTER_S = 1.0
+"""Pause before an outcome is offered again to a store that did not take it."""
+LOST_AFTER_S = 10.0
+"""An attempt that is not under way so long after its bound is lost: its reservation was committed, its sending was not
+begun because the commit's answer did not come."""
 DRAIN_S = 5.0
 """How long a retiring tracker waits for attempts under way; what is cut off is repeated by its successor."""
+PICTURES_READ_AT_ONCE = 16
 
 _log = get_logger("courier")
+
+
+@dataclass(slots=True)
+class _Gate:
+    """What limits the first attempts at one receiver. `users`: attempts that wait or are inside."""
+
+    slots: asyncio.Semaphore
+    users: int = 0
+
+
+@dataclass(slots=True)
+class _Attempts:
+    """The attempts under way, by the key of their job."""
+
+    first: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    repeats: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    repeats_at: Counter[str] = field(default_factory=Counter)
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.first or key in self.repeats
+
+    def tasks(self) -> tuple[asyncio.Task[None], ...]:
+        return (*self.first.values(), *self.repeats.values())
 
 
 class Courier:
@@ -58,101 +89,128 @@ class Courier:
         )
         self._sender = Sender()
         self._metrics = DeliveryMetrics()
+        # A picture store that hangs must not take the threads that others need.
+        self._readers = ThreadPoolExecutor(PICTURES_READ_AT_ONCE, thread_name_prefix="courier-pictures")
         self._first_slots = asyncio.Semaphore(config.callback_slots)
-        self._retry_slots = asyncio.Semaphore(max(1, config.callback_slots // RETRY_SHARE))
-        self._busy: Counter[str] = Counter()
-        self._freed = asyncio.Condition()
-        self._attempts: dict[str, asyncio.Task[None]] = {}
+        self._most_repeats = max(1, config.callback_slots // RETRY_SHARE)
+        self._most_repeats_of_one = max(1, config.callback_slots_per_receiver // RETRY_SHARE)
+        self._gates: dict[str, _Gate] = {}
+        self._under_way = _Attempts()
         self._wake = asyncio.Event()
         self.trouble: str | None = None
 
     @property
     def under_way(self) -> int:
         """How many attempts are being made now."""
-        return len(self._attempts)
+        return len(self._under_way.tasks())
+
+    # ---- what is begun, and when ----------------------------------------------------------------------------------
 
     def begin(self, parcel: Parcel) -> None:
-        """Make the reserved attempt now, beside whatever else is under way."""
-        self._start(parcel, self._first_slots)
+        """Make the reserved first attempt now, beside whatever else is under way."""
+        task = asyncio.get_running_loop().create_task(self._first_attempt(parcel))
+        self._under_way.first[parcel.key] = task
+        task.add_done_callback(lambda _: self._under_way.first.pop(parcel.key, None))
+
+    def _begin_repeat(self, parcel: Parcel) -> None:
+        task = asyncio.get_running_loop().create_task(self._repeat(parcel))
+        self._under_way.repeats[parcel.key] = task
+        self._under_way.repeats_at[parcel.receiver] += 1
+        task.add_done_callback(lambda _: self._end_repeat(parcel))
+
+    def _end_repeat(self, parcel: Parcel) -> None:
+        self._under_way.repeats.pop(parcel.key, None)
+        self._under_way.repeats_at[parcel.receiver] -= 1
+        self._under_way.repeats_at += Counter()  # drops the zeros
+        self.wake()
 
     def wake(self) -> None:
         """Look for due deliveries now."""
         self._wake.set()
+
+    async def take_over(self) -> None:
+        """Make due what an earlier tracker had begun to send: it is gone, and its attempts may have arrived or not."""
+        await self._run(lambda tx: self._retry_lost(tx, float("inf")))
 
     async def retry_for_ever(self) -> None:
         """Make every repeat when it is due."""
         while True:
             self._wake.clear()
             try:
-                await self._start_due()
+                await self._begin_due()
                 self.trouble = None
             except Unavailable as error:
                 self.trouble = str(error)
             except Deposed:
                 return
-            try:
-                await asyncio.wait_for(self._wake.wait(), LOOK_EVERY_S)
-            except TimeoutError:
-                continue
+            except Exception as error:  # noqa: BLE001 - a bug in one look must not end all repeats for ever
+                self.trouble = f"Callbacks cannot be repeated: {error}"
+                _log.exception("search for due callbacks failed")
+                await asyncio.sleep(LOOK_EVERY_S)
+            # Not `wait_for`: in Python 3.11 it swallows a cancellation that comes together with the event.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._wake.wait()
 
-    async def _start_due(self) -> None:
-        now, room = self._clock.now(), self._config.callback_slots - len(self._attempts)
-        if room <= 0:
-            return
+    async def _begin_due(self) -> None:
+        await self._run(lambda tx: self._retry_lost(tx, self._clock.now() - self._longest_attempt_s()))
+        while (room := self._most_repeats - len(self._under_way.repeats)) > 0:
+            reserve = partial(self._reserve, room=room, under_way=Counter(self._under_way.repeats_at))
+            found, begun = await self._run(reserve, self._begin_reserved)
+            # Some may have been left out because their receiver has as many as it may: then others follow them.
+            if found < room or not begun:
+                return
 
-        def reserve(tx: sa.Connection) -> list[Parcel]:
-            keys = delivery_rows.due(tx, now, room)
-            return [parcel for key in keys if (parcel := delivery_rows.reserve(tx, key, now)) is not None]
+    def _longest_attempt_s(self) -> float:
+        return self._config.callback_timeout_s + LOST_AFTER_S
 
-        for parcel in await self._run(reserve):
-            self._start(parcel, self._retry_slots)
+    def _retry_lost(self, tx: sa.Connection, reserved_before: float) -> None:
+        stuck = delivery_rows.unsettled(tx, reserved_before)
+        lost = [key for key in stuck if key not in self._under_way]
+        if lost:
+            count = delivery_rows.retry_unsettled(tx, lost, self._clock.now())
+            _log.warning("attempts without an outcome are repeated", extra={"count": count})
 
-    def _start(self, parcel: Parcel, slots: asyncio.Semaphore) -> None:
-        task = asyncio.get_running_loop().create_task(self._attempt(parcel, slots))
-        self._attempts[parcel.webhook_id] = task
-        task.add_done_callback(lambda _: self._attempts.pop(parcel.webhook_id, None))
+    def _reserve(self, tx: sa.Connection, *, room: int, under_way: Counter[str]) -> tuple[int, list[Parcel]]:
+        now, counts = self._clock.now(), Counter(under_way)
+        busy = [receiver for receiver, count in counts.items() if count >= self._most_repeats_of_one]
+        found, parcels = delivery_rows.due(tx, now, room, busy=busy), []
+        for key, receiver in found:
+            if counts[receiver] < self._most_repeats_of_one and key not in self._under_way:
+                counts[receiver] += 1
+                parcel = delivery_rows.reserve(tx, key, now)
+                parcels += [parcel] if parcel is not None else []
+        return len(found), parcels
 
-    async def _attempt(self, parcel: Parcel, slots: asyncio.Semaphore) -> None:
-        began = self._clock.now()
-        # The bound is for the attempt as a whole, waiting for a slot included: readers wait no longer for its outcome.
-        deadline = asyncio.get_running_loop().time() + self._config.callback_timeout_s
-        receiver = parcel.url.partition("//")[2].partition("/")[0]
+    def _begin_reserved(self, reserved: tuple[int, list[Parcel]]) -> tuple[int, int]:
+        found, parcels = reserved
+        for parcel in parcels:
+            self._begin_repeat(parcel)
+        return found, len(parcels)
+
+    # ---- one attempt ----------------------------------------------------------------------------------------------
+
+    async def _first_attempt(self, parcel: Parcel) -> None:
+        # The bound is for the attempt as a whole, its waiting included: readers wait no longer for its outcome. Half of
+        # it is kept for the sending.
+        began, deadline = self._clock.now(), self._deadline()
+        turn_by = deadline - self._config.callback_timeout_s / 2
+        where = "all delivery slots are busy"
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._enter(receiver)
+            async with asyncio.timeout_at(turn_by) as bound, self._gate(parcel.receiver) as ahead:
+                where = f"its receiver is busy with {ahead} earlier callbacks"
+                async with self._first_slots:
+                    bound.reschedule(None)
+                    outcome = await self._send(parcel, deadline)
         except TimeoutError:
-            outcome = self._failure(
-                parcel, began, f"The receiver is busy with {self._busy[receiver]} earlier callbacks."
-            )
-        else:
-            try:
-                outcome = await self._in_slot(parcel, slots, began, deadline)
-            finally:
-                await self._leave(receiver)
-        await self._settle(parcel, outcome)
+            outcome = self._failure(parcel, began, f"The callback's turn did not come in time: {where}.")
+        await self._record(parcel, outcome)
 
-    async def _enter(self, receiver: str) -> None:
-        async with self._freed:
-            await self._freed.wait_for(lambda: self._busy[receiver] < self._config.callback_slots_per_receiver)
-            self._busy[receiver] += 1
+    async def _repeat(self, parcel: Parcel) -> None:
+        await self._record(parcel, await self._send(parcel, self._deadline()))
 
-    async def _leave(self, receiver: str) -> None:
-        async with self._freed:
-            self._busy[receiver] -= 1
-            if not self._busy[receiver]:
-                del self._busy[receiver]
-            self._freed.notify_all()
-
-    async def _in_slot(self, parcel: Parcel, slots: asyncio.Semaphore, began: float, deadline: float) -> Outcome:
-        try:
-            async with asyncio.timeout_at(deadline):
-                await slots.acquire()
-        except TimeoutError:
-            return self._failure(parcel, began, "All delivery slots were busy.")
-        try:
-            return await self._send(parcel, deadline)
-        finally:
-            slots.release()
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._config.callback_timeout_s
 
     async def _send(self, parcel: Parcel, deadline: float) -> Outcome:
         """Make one attempt; whatever happens becomes its outcome."""
@@ -160,40 +218,50 @@ class Courier:
         if parcel.expiry is not None and now > parcel.expiry:
             return Outcome(DeliveryState.EXPIRED, now, now, retry_at=None)
         try:
-            target = await self._policy.check(parcel.url)
-            image = await self._image(parcel)
+            reply = await self._post(parcel, now, deadline)
         except EgressRefused as error:
             return self._failure(parcel, now, str(error), DeliveryState.ERROR)
-        except Exception as error:  # noqa: BLE001 - whatever keeps the picture from being read is an outcome
+        except _PictureUnreadableError as error:
             return self._failure(parcel, now, f"The picture cannot be read: {error}", DeliveryState.ERROR)
+        except NoReply as error:
+            return self._failure(parcel, now, str(error))
+        except Exception as error:  # noqa: BLE001 - an attempt without an outcome would never be repeated
+            _log.exception("callback attempt failed unexpectedly", extra={"job_id": parcel.job_id})
+            sentence = f"The callback could not be sent ({type(error).__name__})."
+            return self._failure(parcel, now, sentence, DeliveryState.ERROR)
+        settled_at, retry_at = self._clock.now(), None
+        if not reply.accepted and not reply.gone:
+            retry_at = next_attempt_at(parcel.attempt, settled_at, parcel.give_up_at, retry_after_s=reply.retry_after_s)
+        state = DeliveryState.DELIVERED if reply.accepted else DeliveryState.FAILED
+        return Outcome(state, now, settled_at, retry_at, reply.status_code, reply.preview)
+
+    async def _post(self, parcel: Parcel, now: float, deadline: float) -> Reply:
+        target = await self._policy.check(parcel.url)
+        image = await self._image(parcel, deadline)
         timeout_s = max(0.1, deadline - asyncio.get_running_loop().time())
         if parcel.expiry is not None:
             timeout_s = min(timeout_s, max(0.1, parcel.expiry - now))
-        try:
-            reply = await self._sender.post(parcel, image, target, sent_at=now, timeout_s=timeout_s)
-        except NoReply as error:
-            return self._failure(parcel, now, str(error))
-        if reply.accepted or reply.gone:
-            state = DeliveryState.DELIVERED if reply.accepted else DeliveryState.FAILED
-            return Outcome(state, now, self._clock.now(), None, reply.status_code, reply.preview)
-        retry_at = next_attempt_at(
-            parcel.attempt, self._clock.now(), parcel.give_up_at, retry_after_s=reply.retry_after_s
-        )
-        return Outcome(DeliveryState.FAILED, now, self._clock.now(), retry_at, reply.status_code, reply.preview)
+        return await self._sender.post(parcel, image, target, sent_at=now, timeout_s=timeout_s)
 
-    async def _image(self, parcel: Parcel) -> bytes | None:
+    async def _image(self, parcel: Parcel, deadline: float) -> bytes | None:
         """Return the verified picture of a completed job."""
         if parcel.payload_status != "completed":
             return None
-        assert parcel.picture_key is not None  # noqa: S101 - a completed job has a picture (see Lifecycle.finish)
         picture = Picture(
-            parcel.picture_key,
+            str(parcel.picture_key),
             str(parcel.picture_sha256),
             parcel.picture_size_bytes or 0,
             parcel.picture_width or 0,
             parcel.picture_height or 0,
         )
-        return await asyncio.to_thread(self._pictures.read, picture)
+        reading = asyncio.get_running_loop().run_in_executor(self._readers, self._pictures.read, picture)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await reading
+        except TimeoutError:
+            raise _PictureUnreadableError("its store did not answer in time") from None
+        except Exception as error:
+            raise _PictureUnreadableError(str(error)) from error
 
     def _failure(
         self, parcel: Parcel, attempted_at: float, sentence: str, state: DeliveryState = DeliveryState.FAILED
@@ -202,32 +270,62 @@ class Courier:
         retry_at = next_attempt_at(parcel.attempt, now, parcel.give_up_at)
         return Outcome(state, attempted_at, now, retry_at, error=sentence)
 
-    async def _settle(self, parcel: Parcel, outcome: Outcome) -> None:
+    @asynccontextmanager
+    async def _gate(self, receiver: str) -> AsyncIterator[int]:
+        """Wait until the receiver has room for one first attempt more. Yields how many it has beside."""
+        most = self._config.callback_slots_per_receiver
+        gate = self._gates.setdefault(receiver, _Gate(asyncio.Semaphore(most)))
+        gate.users += 1
+        try:
+            async with gate.slots:
+                yield gate.users - 1
+        finally:
+            gate.users -= 1
+            if not gate.users:
+                del self._gates[receiver]
+
+    # ---- its outcome ----------------------------------------------------------------------------------------------
+
+    async def _record(self, parcel: Parcel, outcome: Outcome) -> None:
+        """Commit the outcome, however long the store takes to come back, unless another tracker owns it by then."""
+
         def record(tx: sa.Connection) -> JobView | None:
             delivery_rows.settle(tx, parcel.key, parcel.attempt, outcome)
             return job_rows.by_key(tx, parcel.key)
 
-        try:
-            view = await self._run(record)
-        except (Unavailable, Deposed):
-            # Recovery finds the attempt reserved and unsettled, and repeats it.
-            _log.exception("callback outcome not recorded", extra={"job_id": parcel.job_id})
-            return
-        if view is not None:
-            self._publish(view)
+        def show(view: JobView | None) -> None:
+            if view is not None:
+                self._publish(view)
+
+        while True:
+            try:
+                await self._run(record, show)
+                break
+            except Unavailable as error:
+                _log.warning("callback outcome not recorded yet", extra={"job_id": parcel.job_id, "cause": str(error)})
+                await asyncio.sleep(RECORD_AGAIN_AFTER_S)
+            except Deposed:
+                return  # The successor repeats what it finds reserved.
         self._metrics.settled(outcome)
         fields = {"attempt": parcel.attempt, "outcome": outcome.state, "status_code": outcome.status_code}
         _log.info("callback attempt settled", extra={"job_id": parcel.job_id, "error": outcome.error, **fields})
 
+    # ---- the end --------------------------------------------------------------------------------------------------
+
     async def drain(self) -> None:
         """Let attempts under way settle, for a few seconds at most."""
-        if self._attempts:
-            await asyncio.wait(tuple(self._attempts.values()), timeout=DRAIN_S)
+        if self.under_way:
+            await asyncio.wait(self._under_way.tasks(), timeout=DRAIN_S)
 
     async def close(self) -> None:
         """Give up attempts under way and close connections."""
-        tasks = tuple(self._attempts.values())
+        tasks = self._under_way.tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        self._readers.shutdown(wait=False, cancel_futures=True)
         await self._sender.close()
+
+
+class _PictureUnreadableError(Exception):
+    """The picture is missing, altered, or its store does not answer. The message says which."""

@@ -1,11 +1,14 @@
 """Statements on the outbox: one delivery a job, many attempts a delivery."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from callback.schema import deliveries, delivery_attempts, jobs
 from callback.states import DeliveryState, JobState
+
+_NOT_FINAL = deliveries.c.final.is_(sa.false())
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,7 @@ class Parcel:
     owner: str
     job_id: str
     webhook_id: str
+    receiver: str
     attempt: int
     url: str
     secret: str | None
@@ -51,13 +55,22 @@ def payload_status(state: JobState) -> str:
 
 
 def create(
-    tx: sa.Connection, key: str, state: JobState, *, now: float, settles_by: float, give_up_at: float, expired: bool
+    tx: sa.Connection,
+    key: str,
+    receiver: str,
+    state: JobState,
+    *,
+    now: float,
+    settles_by: float,
+    give_up_at: float,
+    expired: bool,
 ) -> None:
     """Open the delivery of a job that has just ended: attempt 1 is reserved, unless the expiry has passed already."""
     tx.execute(
         sa.insert(deliveries).values(
             key=key,
             webhook_id=f"msg_{key}",
+            receiver=receiver,
             state=DeliveryState.EXPIRED if expired else DeliveryState.PENDING,
             payload_status=payload_status(state),
             attempts=0 if expired else 1,
@@ -67,6 +80,7 @@ def create(
             first_settled_at=now if expired else None,
             attempted_at=now,
             next_attempt_at=None,
+            reserved_at=None if expired else now,
         )
     )
 
@@ -76,6 +90,7 @@ _PARCEL = sa.select(
     jobs.c.owner,
     jobs.c.job_id,
     deliveries.c.webhook_id,
+    deliveries.c.receiver,
     deliveries.c.attempts.label("attempt"),
     jobs.c.callback_url.label("url"),
     jobs.c.callback_secret.label("secret"),
@@ -98,31 +113,39 @@ def parcel(tx: sa.Connection, key: str) -> Parcel:
     return Parcel(**tx.execute(_PARCEL.where(deliveries.c.key == key)).mappings().one())
 
 
-def due(tx: sa.Connection, now: float, limit: int) -> list[str]:
-    """Return the keys of deliveries whose next attempt is due, the longest overdue first."""
-    query = sa.select(deliveries.c.key).where(deliveries.c.final.is_(sa.false()), deliveries.c.next_attempt_at <= now)
-    return list(tx.execute(query.order_by(deliveries.c.next_attempt_at).limit(limit)).scalars())
+def due(tx: sa.Connection, now: float, limit: int, *, busy: Collection[str] = ()) -> list[tuple[str, str]]:
+    """Return key and receiver of deliveries whose next attempt is due, the longest overdue first.
+
+    Those of `busy` receivers are left out, so that many to one that is down do not hide the others.
+    """
+    where = (_NOT_FINAL, deliveries.c.next_attempt_at <= now, deliveries.c.receiver.not_in(list(busy)))
+    query = sa.select(deliveries.c.key, deliveries.c.receiver).where(*where)
+    rows = tx.execute(query.order_by(deliveries.c.next_attempt_at).limit(limit))
+    return [(row.key, row.receiver) for row in rows]
 
 
 def reserve(tx: sa.Connection, key: str, now: float) -> Parcel | None:
     """Reserve the next attempt of a due delivery; None if it is due no more."""
-    where = (deliveries.c.key == key, deliveries.c.final.is_(sa.false()), deliveries.c.next_attempt_at <= now)
+    where = (deliveries.c.key == key, _NOT_FINAL, deliveries.c.next_attempt_at <= now)
     changed = tx.execute(
-        sa.update(deliveries).where(*where).values(attempts=deliveries.c.attempts + 1, next_attempt_at=None, attempted_at=now)
+        sa.update(deliveries)
+        .where(*where)
+        .values(attempts=deliveries.c.attempts + 1, next_attempt_at=None, reserved_at=now, attempted_at=now)
     )
     return parcel(tx, key) if changed.rowcount else None
 
 
 def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> bool:
-    """Record an attempt's outcome; False if a later attempt has been reserved since."""
+    """Record an attempt's outcome; False if it was recorded before, or a later attempt has been reserved since."""
     changed = tx.execute(
         sa.update(deliveries)
-        .where(deliveries.c.key == key, deliveries.c.attempts == attempt, deliveries.c.final.is_(sa.false()))
+        .where(deliveries.c.key == key, deliveries.c.attempts == attempt, deliveries.c.reserved_at.is_not(None))
         .values(
             state=outcome.state,
             attempted_at=outcome.attempted_at,
             first_settled_at=sa.func.coalesce(deliveries.c.first_settled_at, outcome.settled_at),
             next_attempt_at=outcome.retry_at,
+            reserved_at=None,
             final=outcome.retry_at is None,
             status_code=outcome.status_code,
             response_preview=outcome.response_preview,
@@ -145,29 +168,29 @@ def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> bool:
     return True
 
 
-def retry_unsettled(tx: sa.Connection, now: float) -> int:
-    """Make due every delivery whose reserved attempt has no known outcome: its tracker died while sending.
+def unsettled(tx: sa.Connection, reserved_before: float) -> list[str]:
+    """Return the keys of deliveries whose attempt was reserved before that moment and has no known outcome."""
+    # Of the deliveries that are not final those without a next attempt have one reserved; the index knows them.
+    where = (_NOT_FINAL, deliveries.c.next_attempt_at.is_(None), deliveries.c.reserved_at < reserved_before)
+    return list(tx.execute(sa.select(deliveries.c.key).where(*where)).scalars())
+
+
+def retry_unsettled(tx: sa.Connection, keys: Collection[str], now: float) -> int:
+    """Make these deliveries due whose reserved attempt has no known outcome: whoever was sending is gone.
 
     Returns how many. The attempt may have arrived, so the next one is a repeat under the same webhook id.
     """
-    unsettled = (deliveries.c.final.is_(sa.false()), deliveries.c.next_attempt_at.is_(None))
-    return tx.execute(sa.update(deliveries).where(*unsettled).values(next_attempt_at=now)).rowcount
+    stuck = (deliveries.c.key == sa.bindparam("of"), _NOT_FINAL, deliveries.c.reserved_at.is_not(None))
+    made_due = sa.update(deliveries).where(*stuck).values(next_attempt_at=now, reserved_at=None)
+    return sum(tx.execute(made_due, {"of": key}).rowcount for key in keys)
 
 
 def redeliver(tx: sa.Connection, key: str, request_id: str, *, now: float, give_up_at: float) -> bool:
     """Make a settled delivery due again; False if this request was carried out before or an attempt is under way."""
-    idle = sa.or_(deliveries.c.final.is_(sa.true()), deliveries.c.next_attempt_at.is_not(None))
     fresh = sa.or_(deliveries.c.redelivery_id.is_(None), deliveries.c.redelivery_id != request_id)
     changed = tx.execute(
         sa.update(deliveries)
-        .where(deliveries.c.key == key, idle, fresh)
+        .where(deliveries.c.key == key, deliveries.c.reserved_at.is_(None), fresh)
         .values(final=False, next_attempt_at=now, give_up_at=give_up_at, redelivery_id=request_id)
     )
     return bool(changed.rowcount)
-
-
-def pending(tx: sa.Connection) -> int:
-    """Return how many deliveries are not final."""
-    return tx.execute(
-        sa.select(sa.func.count()).select_from(deliveries).where(deliveries.c.final.is_(sa.false()))
-    ).scalar_one()

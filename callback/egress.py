@@ -1,8 +1,8 @@
 """Where callbacks may go: a client's URL is resolved once, every address is checked, and a checked one is connected to.
 
 Refused unless allowed by configuration: everything that is not a public unicast address (private, loopback, link-local
-with the metadata services, carrier-grade NAT, multicast, reserved, documentation), also when it hides in an IPv6 address
-(mapped, 6to4, NAT64, Teredo). Odd spellings (`127.1`, `0x7f.1`) need no rule: what they resolve to is checked
+with the metadata services, carrier-grade NAT, multicast, reserved, documentation), also when it hides in an IPv6
+address (mapped, 6to4, NAT64, Teredo). Odd spellings (`127.1`, `0x7f.1`) need no rule: what they resolve to is checked.
 """
 
 import asyncio
@@ -25,7 +25,21 @@ Resolver = Callable[[str, int], Awaitable[list[str]]]
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _IPV4_COMPATIBLE = ipaddress.ip_network("::/96")
 # Resolution blocks a thread for as long as DNS takes; a pool of its own keeps slow names from other work.
-_threads = ThreadPoolExecutor(max_workers=16, thread_name_prefix="resolve")
+_threads = ThreadPoolExecutor(max_workers=64, thread_name_prefix="resolve")
+_NEVER_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "192.0.0.0/24",  # IETF protocol assignments; one cloud has its metadata service here
+        "192.88.99.0/24",  # the deprecated 6to4 relays (RFC 7526)
+        "168.63.129.16/32",  # one cloud's host services, at a public address that is reachable from inside only
+        "2002::/16",  # 6to4, deprecated with its relays
+        "64:ff9b:1::/48",  # local-use NAT64 (RFC 8215)
+        "3fff::/20",  # documentation (RFC 9637)
+        "5f00::/16",  # segment routing (RFC 9602)
+        "fec0::/10",  # site-local (RFC 3879)
+    )
+)
+"""What Python's `ipaddress` takes for global, in some of the versions that we support."""
 
 
 async def system_resolver(host: str, port: int) -> list[str]:
@@ -37,10 +51,10 @@ async def system_resolver(host: str, port: int) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A checked destination: connect to `address` and speak to `url.host`."""
+    """A checked destination: connect to one of `addresses`, in their order, and speak to `url.host`."""
 
     url: URL
-    address: str
+    addresses: tuple[str, ...]
 
 
 class EgressPolicy:
@@ -61,9 +75,11 @@ class EgressPolicy:
         """Return the URL if its form is acceptable. Raises `EgressRefused`."""
         if len(url) > MAX_URL_LENGTH:
             raise EgressRefused(f"The URL is longer than {MAX_URL_LENGTH} characters.")
+        if any(not character.isprintable() for character in url):
+            raise EgressRefused("The URL holds a character that cannot be shown.")
         try:
             parsed = URL(url)
-            host, port = parsed.host, parsed.port
+            host, port = parsed.raw_host, parsed.port
         except ValueError:
             raise EgressRefused(
                 "The URL cannot be read. Use http://host[:port]/path or https://host[:port]/path."
@@ -74,21 +90,22 @@ class EgressPolicy:
             raise EgressRefused("The URL must name a host, and a port between 1 and 65535 if it names one.")
         if parsed.user is not None or parsed.password is not None:
             raise EgressRefused("The URL must not carry a user name or password. Use callback_secret instead.")
-        return parsed
+        return _as_written(url, parsed)
 
     async def check(self, url: str) -> Target:
         """Resolve the URL's host and return a destination that may be connected to. Raises `EgressRefused`."""
         parsed = self.parse(url)
         host, port = str(parsed.raw_host), parsed.port or 80
         try:
-            addresses = await asyncio.wait_for(self._resolve(host, port), RESOLVE_TIMEOUT_S)
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                addresses = await self._resolve(host, port)
         except TimeoutError:
             raise EgressRefused(f"The host {host!r} did not resolve within {RESOLVE_TIMEOUT_S:g} s.") from None
-        except (OSError, UnicodeError):
+        except (OSError, ValueError):
             raise EgressRefused(f"The host {host!r} does not resolve.") from None
-        for address in addresses:
-            if self.allows(address):
-                return Target(parsed, address)
+        allowed = tuple(address for address in addresses if self.allows(address))
+        if allowed:
+            return Target(parsed, allowed)
         raise EgressRefused(
             f"The host {host!r} is at an address that this service does not send to. "
             "The operator can allow its network with callback_allowed_networks."
@@ -107,7 +124,27 @@ class EgressPolicy:
             return True
         if ip.is_loopback:
             return self._allow_loopback
+        if any(ip in network for network in _NEVER_PUBLIC if network.version == ip.version):
+            return False
         return ip.is_global and not ip.is_multicast and not ip.is_reserved and not ip.is_unspecified
+
+
+def _as_written(url: str, parsed: URL) -> URL:
+    """Return the URL with path and query as the client wrote them: a signature in it may cover every character."""
+    if not url.isascii() or " " in url:
+        return parsed
+    written = URL(url, encoded=True)
+    same = (written.scheme, written.raw_host, written.port) == (parsed.scheme, parsed.raw_host, parsed.port)
+    return written if same else parsed
+
+
+def receiver_of(url: str) -> str:
+    """Return host and port of a URL in one spelling: what shares the capacity that one receiver may use."""
+    try:
+        parsed = URL(url)
+        return f"{(parsed.raw_host or '').lower().rstrip('.')}:{parsed.port}"
+    except ValueError:
+        return url
 
 
 def _unwrapped(ip: IpAddress) -> tuple[IpAddress, ...]:

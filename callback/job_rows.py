@@ -1,13 +1,14 @@
 """Statements on the job table. Every change is a compare-and-set on (state, attempt) that says whether it happened."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
 
 from callback.records import DeliveryView, JobView, NewJob, Picture
 from callback.schema import deliveries, jobs
-from callback.states import OPEN, DeliveryState, JobState
+from callback.states import FINAL, DeliveryState, JobState, allowed
 
 _VIEW = (
     sa.select(jobs, *(column.label(f"delivery_{column.name}") for column in deliveries.c))
@@ -16,6 +17,8 @@ _VIEW = (
 )
 _COMMON = tuple(field for field in JobView.__dataclass_fields__ if field in jobs.c)
 _DELIVERY = tuple(DeliveryView.__dataclass_fields__)
+_HAS_PICTURE = (jobs.c.picture_key.is_not(None), jobs.c.picture_deleted_at.is_(None))
+_SETTLED = sa.or_(deliveries.c.key.is_(None), deliveries.c.final.is_(sa.true()))
 
 
 def view_of(row: sa.RowMapping) -> JobView:
@@ -65,9 +68,12 @@ def insert(statement: Any, tx: sa.Connection, job: NewJob, seq: int, now: float)
         "image_url": callback.image_url if callback else None,
         "expiry": job.expiry,
         "queued_at": now,
+        "waiting_since": now,
         "cancel_requested": False,
     }
-    return bool(tx.execute(statement.on_conflict_do_nothing(), row).rowcount)
+    # RETURNING tells it: the count of inserted rows is not known to every driver.
+    inserted = tx.execute(statement.on_conflict_do_nothing().returning(jobs.c.key), row)
+    return inserted.first() is not None
 
 
 def _one(tx: sa.Connection, *where: sa.ColumnElement[bool]) -> JobView | None:
@@ -95,10 +101,20 @@ def supersede(tx: sa.Connection, key: str, now: float) -> None:
     tx.execute(sa.update(jobs).where(jobs.c.key == key).values(superseded_at=now))
 
 
-def open_jobs(tx: sa.Connection) -> list[tuple[JobView, str | None, str | None, int]]:
-    """Return all open jobs in queue order, each with its holder, claim id and count of blamed attempts."""
-    rows = tx.execute(_VIEW.where(jobs.c.state.in_(list(OPEN)))).mappings()
-    return [(view_of(row), row["holder"], row["claim_id"], row["blamed"]) for row in rows]
+@dataclass(frozen=True, slots=True)
+class OpenJob:
+    """An open job as it is stored: what readers see, and what only the tracker needs."""
+
+    view: JobView
+    waiting_since: float
+    holder: str | None
+    claim_id: str | None
+
+
+def open_jobs(tx: sa.Connection) -> list[OpenJob]:
+    """Return all open jobs in queue order."""
+    rows = tx.execute(_VIEW.where(jobs.c.finished_at.is_(None))).mappings()
+    return [OpenJob(view_of(row), row["waiting_since"], row["holder"], row["claim_id"]) for row in rows]
 
 
 def last_seq(tx: sa.Connection) -> int:
@@ -117,19 +133,32 @@ def claim(tx: sa.Connection, key: str, attempt: int, holder: str, claim_id: str)
     )
 
 
-def release(tx: sa.Connection, key: str, attempt: int, *, blamed: bool) -> bool:
+def release(tx: sa.Connection, key: str, attempt: int, *, blamed: bool, waiting_since: float) -> bool:
     """processing → queued; `blamed` counts towards the cap of attempts."""
-    return _change(
-        tx,
-        key,
-        JobState.PROCESSING,
-        attempt,
-        {"state": JobState.QUEUED, "holder": None, "claim_id": None, "blamed": jobs.c.blamed + int(blamed)},
-    )
+    values = {
+        "state": JobState.QUEUED,
+        "holder": None,
+        "claim_id": None,
+        "blamed": jobs.c.blamed + int(blamed),
+        "waiting_since": waiting_since,
+    }
+    return _change(tx, key, JobState.PROCESSING, attempt, values)
+
+
+def blamed_attempts(tx: sa.Connection, key: str) -> int:
+    """Return how many attempts at the job ended their replica."""
+    return int(tx.execute(sa.select(jobs.c.blamed).where(jobs.c.key == key)).scalar_one())
 
 
 def finish(tx: sa.Connection, key: str, before: JobState, attempt: int, values: dict[str, Any]) -> bool:
-    """Write a final state with `values` (state, times, picture, error). A job being cancelled cannot complete."""
+    """Write a final state with `values` (state, times, picture, error). A job being cancelled cannot complete.
+
+    Raises ValueError for a state that is not final and for a completion without a picture.
+    """
+    if values["state"] not in FINAL:
+        raise ValueError(f"Job {key} cannot end in the state {values['state']}.")
+    if values["state"] is JobState.COMPLETED and values.get("picture_key") is None:
+        raise ValueError(f"Job {key} cannot complete without a picture.")
     wanted = (jobs.c.cancel_requested.is_(sa.false()),) if values["state"] is JobState.COMPLETED else ()
     return _change(tx, key, before, attempt, values | {"holder": None, "claim_id": None}, *wanted)
 
@@ -142,14 +171,16 @@ def _change(
     values: dict[str, Any],
     *also: sa.ColumnElement[bool],
 ) -> bool:
+    if not allowed(before, values["state"]):
+        raise ValueError(f"A job cannot go from {before} to {values['state']}.")
     where = (jobs.c.key == key, jobs.c.state == before, jobs.c.attempt == attempt, *also)
     return bool(tx.execute(sa.update(jobs).where(*where).values(**values)).rowcount)
 
 
-def request_cancel(tx: sa.Connection, key: str) -> bool:
-    """Note that a processing job shall stop; False if it is processing no more."""
+def request_cancel(tx: sa.Connection, key: str) -> None:
+    """Note that a processing job shall stop."""
     where = (jobs.c.key == key, jobs.c.state == JobState.PROCESSING)
-    return bool(tx.execute(sa.update(jobs).where(*where).values(cancel_requested=True)).rowcount)
+    tx.execute(sa.update(jobs).where(*where).values(cancel_requested=True))
 
 
 def page(
@@ -168,22 +199,19 @@ def page(
 
 def finished_before(tx: sa.Connection, moment: float, limit: int) -> list[JobView]:
     """Return up to `limit` jobs that ended before `moment` and whose callback is settled for good, oldest first."""
-    settled = sa.or_(deliveries.c.key.is_(None), deliveries.c.final.is_(sa.true()))
-    query = _VIEW.order_by(None).order_by(jobs.c.finished_at).where(jobs.c.finished_at < moment, settled).limit(limit)
+    query = _VIEW.order_by(None).order_by(jobs.c.finished_at).where(jobs.c.finished_at < moment, _SETTLED).limit(limit)
     return [view_of(row) for row in tx.execute(query).mappings()]
 
 
 def pictures_bytes(tx: sa.Connection) -> int:
     """Return how many bytes of pictures are recorded as kept."""
-    kept = sa.select(sa.func.coalesce(sa.func.sum(jobs.c.picture_size_bytes), 0))
-    return int(tx.execute(kept.where(jobs.c.picture_deleted_at.is_(None))).scalar_one())
+    kept = sa.select(sa.func.coalesce(sa.func.sum(jobs.c.picture_size_bytes), 0)).where(*_HAS_PICTURE)
+    return int(tx.execute(kept).scalar_one())
 
 
 def oldest_pictures(tx: sa.Connection, limit: int) -> list[JobView]:
     """Return up to `limit` settled jobs that still have a picture, oldest first."""
-    settled = sa.or_(deliveries.c.key.is_(None), deliveries.c.final.is_(sa.true()))
-    has_picture = (jobs.c.picture_key.is_not(None), jobs.c.picture_deleted_at.is_(None))
-    query = _VIEW.order_by(None).order_by(jobs.c.finished_at).where(*has_picture, settled).limit(limit)
+    query = _VIEW.order_by(None).order_by(jobs.c.finished_at).where(*_HAS_PICTURE, _SETTLED).limit(limit)
     return [view_of(row) for row in tx.execute(query).mappings()]
 
 

@@ -176,6 +176,7 @@ class Finish:
     result_json: str | None = None
     error: str | None = None
     error_code: str | None = None
+    started_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

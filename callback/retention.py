@@ -8,25 +8,30 @@ import sqlalchemy as sa
 
 from callback import job_rows
 from callback.clock import Clock
+from callback.committer import Run
 from callback.config import TrackerConfig
-from callback.errors import Deposed, Unavailable
+from callback.errors import Deposed
 from callback.records import JobView, PictureStore, artifact_key
 from observability.logs import get_logger
 
 BATCH = 200
 """Jobs a transaction: keeps the store free for submits in between."""
 
-Run = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
+Read = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
 
 _log = get_logger("retention")
 
 
 class Retention:
-    """Removes records and pictures in small batches, in the background. Jobs with an undelivered callback stay."""
+    """Removes records and pictures in small batches, in the background. Jobs with an undelivered callback stay.
 
-    def __init__(self, config: TrackerConfig, pictures: PictureStore, run: Run, clock: Clock) -> None:
+    `read` queries beside the writer, `run` commits a unit of work.
+    """
+
+    def __init__(self, config: TrackerConfig, pictures: PictureStore, read: Read, run: Run, clock: Clock) -> None:
         self._config = config
         self._pictures = pictures
+        self._read = read
         self._run = run
         self._clock = clock
         self.trouble: str | None = None
@@ -40,7 +45,7 @@ class Retention:
                 self.trouble = None
             except Deposed:
                 return
-            except (Unavailable, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever the picture store raises must not end retention for ever
                 self.trouble = f"Old jobs and pictures cannot be removed: {error}"
                 _log.exception("sweep failed")
 
@@ -53,7 +58,7 @@ class Retention:
 
     async def _forget_old(self) -> bool:
         moment = self._clock.now() - self._config.retention_s
-        old: list[JobView] = await self._run(lambda tx: job_rows.finished_before(tx, moment, BATCH))
+        old: list[JobView] = await self._read(lambda tx: job_rows.finished_before(tx, moment, BATCH))
         if old:
             # Pictures first: a record without a picture can be explained, a picture without a record is lost space.
             await asyncio.to_thread(self._delete_pictures, old)
@@ -66,7 +71,7 @@ class Retention:
             excess = job_rows.pictures_bytes(tx) - self._config.retention_bytes
             return excess, job_rows.oldest_pictures(tx, BATCH) if excess > 0 else []
 
-        excess, oldest = await self._run(over)
+        excess, oldest = await self._read(over)
         going = []
         for view in oldest:
             if excess <= 0:
@@ -82,6 +87,8 @@ class Retention:
 
     def _delete_pictures(self, views: list[JobView]) -> None:
         for view in views:
+            if view.picture is not None:
+                self._pictures.delete(view.picture.key)
             # A lost attempt may have published too; its picture was never shown, and goes with the job.
             for attempt in range(1, view.attempt + 1):
                 self._pictures.delete(artifact_key(view.key, attempt))

@@ -1,14 +1,16 @@
 """One delivery attempt over HTTP: the multipart body, the headers, the connection to a checked address."""
 
 import asyncio
+import io
 import ssl
+from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self
 
 import aiohttp
+from yarl import URL
 
 from callback.clock import iso
 from callback.delivery_rows import Parcel
@@ -17,6 +19,8 @@ from callback.egress import Target
 PREVIEW_CHARS = 500
 """How much of an answer's body is kept; no more than that is read."""
 CONNECT_TIMEOUT_S = 5.0
+PREVIEW_TIMEOUT_S = 2.0
+"""How long the body of an answer is waited for: its status, which is what counts, has come."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,16 @@ class NoReply(Exception):
     """No answer came: refused, reset, timed out, TLS failure. The message says which."""
 
 
+class _NotConnectedError(NoReply):
+    """Nothing was sent: the connection did not come about."""
+
+
 class Sender:
     """Posts callbacks. Proxies of the environment and redirects are not used; answers are read up to a limit."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         # The courier bounds how many attempts run, by receiver too; a second bound here would only hide waits from it.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False)
+        connector = aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False, ssl=tls or True)
         self._session = aiohttp.ClientSession(
             connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
@@ -63,27 +71,42 @@ class Sender:
     async def post(
         self, parcel: Parcel, image: bytes | None, target: Target, *, sent_at: float, timeout_s: float
     ) -> Reply:
-        """Send the callback to the target's address and return the answer, all within `timeout_s`. Raises `NoReply`."""
-        form = _form(parcel, image)
-        headers = _headers(parcel, sent_at) | {"Host": _authority(target)}
+        """Send the callback to one of the target's addresses and return the answer, all within `timeout_s`.
+
+        The next address is tried only if no connection to the one before came about. Raises `NoReply`.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        for address in target.addresses[:-1]:
+            try:
+                return await self._post_to(address, parcel, image, target.url, sent_at, deadline)
+            except _NotConnectedError:
+                continue
+        return await self._post_to(target.addresses[-1], parcel, image, target.url, sent_at, deadline)
+
+    async def _post_to(
+        self, address: str, parcel: Parcel, image: bytes | None, url: URL, sent_at: float, deadline: float
+    ) -> Reply:
+        timeout_s = max(0.1, deadline - asyncio.get_running_loop().time())
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, CONNECT_TIMEOUT_S))
-        tls_name = target.url.raw_host if target.url.scheme == "https" else None
         try:
             async with self._session.post(
-                target.url.with_host(target.address),
-                data=form,
-                headers=headers,
+                url.with_host(address),
+                data=_form(parcel, image),
+                headers=_headers(parcel, sent_at) | {"Host": _authority(url)},
                 allow_redirects=False,
                 timeout=timeout,
-                server_hostname=tls_name,
+                server_hostname=url.raw_host if url.scheme == "https" else None,
             ) as response:
-                start = await response.content.read(PREVIEW_CHARS * 4)
-                preview = start.decode("utf-8", "replace").replace("\x00", "\N{REPLACEMENT CHARACTER}")[:PREVIEW_CHARS]
-                return Reply(response.status, preview, _retry_after(response.headers.get("Retry-After")))
+                retry_after_s = _retry_after(response.headers.get("Retry-After"), sent_at)
+                return Reply(response.status, await _preview(response.content), retry_after_s)
+        except aiohttp.ConnectionTimeoutError:
+            raise _NotConnectedError("The receiver could not be reached (no connection in time).") from None
         except TimeoutError:
             raise NoReply(f"The receiver did not answer within {timeout_s:.0f} s.") from None
+        except aiohttp.ClientConnectorError as error:
+            raise _NotConnectedError(f"The receiver could not be reached ({_cause(error)}).") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError, asyncio.IncompleteReadError) as error:
-            raise NoReply(f"The receiver could not be reached ({_cause(error)}).") from None
+            raise NoReply(f"The receiver did not answer ({_cause(error)}).") from None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -98,7 +121,7 @@ def _form(parcel: Parcel, image: bytes | None) -> aiohttp.FormData:
     if parcel.error is not None:
         form.add_field("error", parcel.error)
     if image is not None:
-        form.add_field("image", image, filename=f"{parcel.job_id}.png", content_type="image/png")
+        form.add_field("image", io.BytesIO(image), filename=f"{parcel.job_id}.png", content_type="image/png")
         form.add_field("image_url", parcel.image_url or "")
     return form
 
@@ -115,10 +138,20 @@ def _headers(parcel: Parcel, sent_at: float) -> dict[str, str]:
     return headers
 
 
-def _authority(target: Target) -> str:
-    host = str(target.url.raw_host)
+async def _preview(content: aiohttp.StreamReader) -> str:
+    """Return the beginning of an answer's body, as much of it as comes soon."""
+    start = bytearray()
+    with suppress(TimeoutError, aiohttp.ClientError):
+        async with asyncio.timeout(PREVIEW_TIMEOUT_S):
+            while len(start) < PREVIEW_CHARS * 4 and (chunk := await content.read(PREVIEW_CHARS * 4 - len(start))):
+                start += chunk
+    return start.decode("utf-8", "replace").replace("\x00", "\N{REPLACEMENT CHARACTER}")[:PREVIEW_CHARS]
+
+
+def _authority(url: URL) -> str:
+    host = str(url.raw_host)
     host = f"[{host}]" if ":" in host else host
-    return host if target.url.is_default_port() else f"{host}:{target.url.port}"
+    return host if url.is_default_port() else f"{host}:{url.port}"
 
 
 def _cause(error: BaseException) -> str:
@@ -126,13 +159,13 @@ def _cause(error: BaseException) -> str:
     return getattr(system, "strerror", None) or type(error).__name__
 
 
-def _retry_after(value: str | None) -> float | None:
+def _retry_after(value: str | None, now: float) -> float | None:
     """Read a Retry-After header: seconds or a date (RFC 9110, 10.2.3)."""
     if value is None:
         return None
     if value.isascii() and value.isdigit():
         return float(value[:9])
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (ValueError, TypeError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -24,6 +24,19 @@ from callback.schema import tracker_owner
 BUSY_TIMEOUT_S = 5.0
 """How long SQLite waits for another writer (a backup, a second tracker taking over) before the commit is refused."""
 
+_POSTGRESQL_BOUNDS = {
+    "connect_timeout": 5,
+    # A server that is cut off is noticed within about 20 s, whatever the connection was doing.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 20_000,
+    # A tracker that was stopped within a transaction must not hold its locks against its successor for longer.
+    "options": "-c statement_timeout=15000 -c lock_timeout=5000 -c idle_in_transaction_session_timeout=10000",
+}
+_MIGRATION_LOCK = 0x6461726B726F6F6D
+"""PostgreSQL advisory lock (`darkroom` in ASCII): two trackers that start at once must not both create the tables."""
+
 _log = logging.getLogger("darkroom.store")
 
 
@@ -32,8 +45,6 @@ class Store:
 
     def __init__(self, url: str) -> None:
         self._url = sa.make_url(url)
-        if self.is_local and self._url.database:
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
         self._writer = self._engine(begin="BEGIN IMMEDIATE", pool_size=2)
         self._reader = self._engine(begin="BEGIN", pool_size=4)
 
@@ -50,13 +61,14 @@ class Store:
                 max_overflow=0,
                 pool_timeout=BUSY_TIMEOUT_S,
                 pool_pre_ping=True,
-                connect_args={
-                    "connect_timeout": 5,
-                    "options": "-c statement_timeout=15000 -c lock_timeout=5000",
-                },
+                connect_args=_POSTGRESQL_BOUNDS,
             )
         engine = sa.create_engine(
-            self._url, pool_size=pool_size, max_overflow=0, connect_args={"check_same_thread": False}
+            self._url,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=BUSY_TIMEOUT_S,
+            connect_args={"check_same_thread": False},
         )
 
         @sa.event.listens_for(engine, "connect")
@@ -82,6 +94,7 @@ class Store:
         Raises `SchemaTooNew` if a newer Darkroom wrote it, `StoreUnavailable` if it cannot be reached or written.
         """
         with _unavailable_if_failing():
+            self._create_file()
             script = ScriptDirectory.from_config(self._alembic())
             with self._reader.connect() as connection:
                 found = MigrationContext.configure(connection).get_current_revision()
@@ -94,35 +107,35 @@ class Store:
                     "version. Start that version, or restore a backup from before the upgrade."
                 )
             with self._writer.begin() as connection:
+                if not self.is_local:
+                    connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+                    connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
                 config = self._alembic()
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
-        self._protect_file()
 
     def _alembic(self) -> Config:
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         return config
 
-    def _protect_file(self) -> None:
-        # Callback secrets lie in the rows: nobody but the service's user needs to read them.
+    def _create_file(self) -> None:
+        # Callback secrets lie in the rows: nobody but the service's user needs to read them. SQLite gives the files
+        # that it puts beside this one the same permissions.
         if self.is_local and self._url.database:
-            for suffix in ("", "-wal", "-shm"):
-                file = Path(self._url.database + suffix)
-                if file.exists():
-                    file.chmod(0o600)
+            file = Path(self._url.database)
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch(mode=0o600)
 
     def acquire(self, holder: str, now: float) -> int:
         """Become the writing tracker: raise the epoch, which shuts every earlier tracker out. Returns the new epoch."""
         with _unavailable_if_failing(), self._writer.begin() as tx:
-            found = tx.execute(sa.select(tracker_owner.c.epoch).with_for_update()).scalar_one_or_none()
-            epoch = (found or 0) + 1
-            row = {"epoch": epoch, "holder": holder, "taken_at": now}
-            if found is None:
-                tx.execute(sa.insert(tracker_owner).values(id=1, **row))
-            else:
-                tx.execute(sa.update(tracker_owner).values(**row))
-        return epoch
+            first = {"id": 1, "epoch": 0, "holder": holder, "taken_at": now}
+            tx.execute(self.insert(tracker_owner).on_conflict_do_nothing(), first)
+            raised = {"epoch": tracker_owner.c.epoch + 1, "holder": holder, "taken_at": now}
+            taken = sa.update(tracker_owner).values(**raised).returning(tracker_owner.c.epoch)
+            return int(tx.execute(taken).scalar_one())
 
     @contextmanager
     def transaction(self, epoch: int) -> Iterator[sa.Connection]:
@@ -133,7 +146,7 @@ class Store:
         with _unavailable_if_failing(), self._writer.begin() as tx:
             # FOR SHARE makes a successor's `acquire` wait until this transaction has ended (SQLite: BEGIN IMMEDIATE).
             owner = sa.select(tracker_owner.c.epoch).with_for_update(read=True)
-            if tx.execute(owner).scalar_one() != epoch:
+            if tx.execute(owner).scalar_one_or_none() != epoch:
                 raise Deposed("Another tracker owns the store now.")
             yield tx
 
@@ -157,17 +170,23 @@ class Store:
         self._reader.dispose()
 
 
+_OUR_MISTAKES = (
+    sa.exc.DataError,
+    sa.exc.IntegrityError,
+    sa.exc.NotSupportedError,
+    sa.exc.ProgrammingError,
+)
+"""What a database says of a statement and not of its own state. A damaged SQLite file is a plain `DatabaseError`."""
+
+
 @contextmanager
 def _unavailable_if_failing() -> Iterator[None]:
     """Turn what the database reports of its own state into `StoreUnavailable`; our own mistakes pass through."""
     try:
         yield
-    except (
-        sa.exc.OperationalError,
-        sa.exc.InternalError,
-        sa.exc.TimeoutError,
-        sa.exc.InterfaceError,
-    ) as error:
+    except (sa.exc.DatabaseError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
+        if isinstance(error, _OUR_MISTAKES):
+            raise
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
         _log.error("store failed", extra={"cause": cause})
         raise StoreUnavailable(f"The job store cannot be used at the moment ({cause}). Try again later.") from error

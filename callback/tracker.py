@@ -1,7 +1,7 @@
 """The job tracker: the only one who changes a job's state.
 
 Every command is decided by the store (compare-and-set in a transaction) and shown in memory after the commit, so that
-memory never runs ahead of what would survive a crash. The class knows nothing of actors; `callback.client` makes it one.
+memory never runs ahead of what would survive a crash. The class knows nothing of actors; `callback.actor` makes it one.
 """
 
 import asyncio
@@ -9,13 +9,13 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
-from callback import delivery_rows, job_rows
+from callback import job_rows
 from callback.board import Board
 from callback.clock import Clock, SystemClock
-from callback.committer import Committer
+from callback.committer import Apply, Committer, Work
 from callback.config import TrackerConfig, code_fingerprint, code_version
 from callback.courier import Courier
-from callback.errors import Deposed, StoreUnavailable, TrackerError, Unavailable
+from callback.errors import Deposed, StoreUnavailable, TrackerError, TrackerUnavailable, Unavailable
 from callback.lifecycle import Lifecycle
 from callback.metrics import TrackerMetrics
 from callback.records import (
@@ -43,6 +43,9 @@ from callback.states import JobState
 from callback.store import Store
 from observability.logs import get_logger
 
+LONG_PAUSE_S = 1.0
+"""A tick that comes so much too late means that the process did not run."""
+
 _log = get_logger("tracker")
 
 
@@ -67,7 +70,7 @@ class JobTracker:
         self._trouble: str | None = "The tracker has not opened its store yet."
         self._stale = False
         self._retiring = False
-        self._started = asyncio.Lock()
+        self._common: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._committer: Committer
         self._board: Board
@@ -80,29 +83,47 @@ class JobTracker:
     async def start(self) -> None:
         """Own the store and recover the open jobs from it. Does nothing when it has done so already.
 
-        Raises `SchemaTooNew` for a database of a newer Darkroom, `StoreUnavailable` when the store cannot be opened.
+        Raises `SchemaTooNew` for a database of a newer Darkroom, `StoreUnavailable` when the store cannot be opened,
+        `TrackerUnavailable` once this tracker is being replaced.
         """
-        async with self._started:
-            if self._epoch >= 0:
-                return
-            await asyncio.to_thread(self._store.prepare)
-            holder = f"pid {os.getpid()}"
-            epoch = await asyncio.to_thread(self._store.acquire, holder, self._clock.now())
-            self._committer = Committer(self._store, epoch)
-            self._board = Board(epoch)
-            self._courier = Courier(self._config, self._pictures, self._run, self._board.publish, self._clock)
-            self._lifecycle = Lifecycle(
-                self._config, self._store, self._run, self._board, self._courier, self._clock, self._metrics
-            )
-            self._retention = Retention(self._config, self._pictures, self._run, self._clock)
-            await self._run(lambda tx: delivery_rows.retry_unsettled(tx, self._clock.now()))
+        if self._retiring:
+            raise TrackerUnavailable("This tracker is being replaced.")
+        if self._epoch < 0:
+            await self._together("start", self._start)
+
+    async def _together(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do `work` once for all who ask meanwhile, and give each its outcome."""
+        task = self._common.get(name)
+        if task is None:
+            task = self._common[name] = asyncio.get_running_loop().create_task(work())
+            task.add_done_callback(lambda done: self._common.pop(name) and (done.cancelled() or done.exception()))
+        await asyncio.shield(task)
+
+    async def _start(self) -> None:
+        if self._epoch >= 0:
+            return
+        await asyncio.to_thread(self._store.prepare)
+        epoch = await asyncio.to_thread(self._store.acquire, f"pid {os.getpid()}", self._clock.now())
+        self._committer = Committer(self._store, epoch)
+        self._board = Board(epoch)
+        self._courier = Courier(self._config, self._pictures, self._run, self._board.publish, self._clock)
+        self._lifecycle = Lifecycle(
+            self._config, self._store, self._run, self._board, self._courier, self._clock, self._metrics
+        )
+        self._retention = Retention(self._config, self._pictures, self._read, self._run, self._clock)
+        try:
+            await self._courier.take_over()
             await self._lifecycle.recover()
-            self._epoch = epoch
-            self._trouble = None
-            self._spawn(self._tick_for_ever())
-            self._spawn(self._courier.retry_for_ever())
-            self._spawn(self._retention.run_for_ever())
-            _log.info("tracker owns the store", extra={"epoch": epoch, "open_jobs": len(self._board)})
+        except BaseException:
+            await self._courier.close()
+            await self._committer.close()
+            raise
+        self._epoch = epoch
+        self._trouble, self._stale = None, False
+        self._spawn(self._tick_for_ever())
+        self._spawn(self._courier.retry_for_ever())
+        self._spawn(self._retention.run_for_ever())
+        _log.info("tracker owns the store", extra={"epoch": epoch, "open_jobs": len(self._board)})
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -112,21 +133,20 @@ class JobTracker:
     async def close(self) -> None:
         """Stop the background work, let running deliveries settle, commit what waits and close the store."""
         self._retiring = True
-        if self._epoch < 0:
-            self._store.close()
-            return
-        await self._courier.drain()
-        for task in tuple(self._background):
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
-        await self._courier.close()
-        await self._committer.close()
+        await asyncio.gather(*self._common.values(), return_exceptions=True)
+        if self._epoch >= 0:
+            await self._courier.drain()
+            for task in tuple(self._background):
+                task.cancel()
+            await asyncio.gather(*self._background, return_exceptions=True)
+            await self._courier.close()
+            await self._committer.close()
         self._store.close()
 
-    async def _run(self, work: Callable[[Any], Any]) -> Any:
+    async def _run(self, work: Work, apply: Apply | None = None) -> Any:
         """Commit `work`, keeping track of whether the store works and whether we still own it."""
         try:
-            result = await self._committer.run(work)
+            return await self._committer.run(work, apply)
         except Deposed:
             self._retiring = True
             _log.warning("another tracker owns the store; this one stops", extra={"epoch": self._epoch})
@@ -136,29 +156,42 @@ class JobTracker:
             # The commit may or may not have happened: memory is read anew before the next command.
             self._trouble, self._stale = str(error), True
             raise
-        return result
 
     async def _tick_for_ever(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
+            began = loop.time()
             await asyncio.sleep(self._config.tick_s)
             try:
                 await self._refresh_if_stale()
+                if (deaf_s := loop.time() - began - self._config.tick_s) > LONG_PAUSE_S:
+                    # The process was stopped or starved: what its dispatchers have told waits to be heard.
+                    _log.warning("the tracker was paused", extra={"seconds": round(deaf_s, 1)})
+                    self._lifecycle.extend_leases(deaf_s)
                 await self._lifecycle.expire()
+                self._metrics.observe(self._board, self._clock.now())
             except Unavailable as error:
-                self._trouble = str(error)
+                _log.warning("tick failed", extra={"cause": str(error)})
             except Deposed:
                 return
             except Exception:  # noqa: BLE001 - a bug in one tick must not stop leases and time limits for ever
                 _log.exception("tick failed")
-            self._metrics.observe(self._board, self._clock.now())
 
     async def _refresh_if_stale(self) -> None:
-        if self._stale:
-            async with self._started:
-                if self._stale:
-                    await self._lifecycle.recover()
-                    self._stale, self._trouble = False, None
-                    _log.info("store works again; open jobs read anew", extra={"open_jobs": len(self._board)})
+        # Also while it is being read anew: until then memory is not what the store holds.
+        if self._stale or "refresh" in self._common:
+            await self._together("refresh", self._refresh)
+
+    async def _refresh(self) -> None:
+        self._stale = False
+        try:
+            await self._lifecycle.recover()
+        except BaseException:
+            self._stale = True
+            raise
+        if not self._stale:
+            self._trouble = None
+            _log.info("store works again; open jobs read anew", extra={"open_jobs": len(self._board)})
 
     # ---- commands -------------------------------------------------------------------------------------------------
 
@@ -178,10 +211,12 @@ class JobTracker:
         try:
             await self.start()
             await self._refresh_if_stale()
-            # Shielded: memory must follow the commit even if the caller goes away meanwhile.
-            return await asyncio.shield(asyncio.ensure_future(self._dispatch(command)))
+            return await self._dispatch(command)
         except TrackerError as error:
             return Rejected(error.code, str(error), retryable=isinstance(error, Unavailable | Deposed))
+        except Exception:  # noqa: BLE001 - a bug met by one command must not fail those that came with it
+            _log.exception("command failed", extra={"command": type(command).__name__})
+            return Rejected("internal_error", "The job tracker failed at this command; see its log.", retryable=False)
 
     def _dispatch(self, command: Command) -> Awaitable[Answer]:  # noqa: PLR0911 - one line a command
         lifecycle = self._lifecycle
@@ -238,7 +273,11 @@ class JobTracker:
             await self.start()
             await self._refresh_if_stale()
         except TrackerError as error:
-            self._trouble = str(error)
+            if self._epoch < 0 or not self._retiring:
+                self._trouble = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, health says so
+            _log.exception("the tracker cannot start")
+            self._trouble = f"The tracker failed at its start ({type(error).__name__}); see its log."
         if self._epoch < 0:
             return TrackerHealth(self._epoch, accepting=False, degraded=(str(self._trouble),), open_jobs=0)
         now = self._clock.now()

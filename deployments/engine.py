@@ -168,6 +168,9 @@ class Engine:
                 self._renderer.recover(error)
             except EngineUnhealthy as lost:
                 self._lose(lost)
+            except Exception as broken:  # noqa: BLE001  (a device that cannot be recovered raises anything)
+                _log.exception("the device could not be recovered")
+                self._lose(EngineUnhealthy(f"The device could not be recovered ({type(broken).__name__})."))
             job.fail(failure)
             return None
 
@@ -193,7 +196,7 @@ class Engine:
             return
         try:
             job.checkpoint()
-            job.enter("storing")
+            job.leave_device()
             request = job.request
             job.finish(self._artifacts.publish(request.artifact_key, picture.png(), request.width, request.height))
         except Exception as error:  # noqa: BLE001  (see `_render`)

@@ -35,7 +35,7 @@ class RenderJob:
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}
         self.moved_at: float | None = None
-        """When this job last made progress (monotonic seconds); None while it waits for the device."""
+        """When this job last made progress on the device (monotonic seconds); None before and after."""
         self._on_event = on_event
         self._withdraw = withdraw
         self._deadline = float("inf")
@@ -69,6 +69,11 @@ class RenderJob:
         self._close_stage()
         self._stage = stage
         self._report()
+
+    def leave_device(self) -> None:
+        """Say that the device has nothing more to do for this job: what takes long from here is not its fault."""
+        self.enter("storing")
+        self.moved_at = None
 
     def step_done(self, step: int) -> None:
         """Report that `step` denoising steps are done."""

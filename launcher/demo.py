@@ -50,8 +50,8 @@ def _answers(address: Address) -> bool:
     except httpx.ConnectError:
         return False
     except (httpx.HTTPError, ValueError):
-        root = {}
-    if root.get("name") != "Darkroom":
+        root = None
+    if not isinstance(root, dict) or root.get("name") != "Darkroom":
         raise LaunchError(
             f"Port {address.port} is taken by something that is not Darkroom. Stop it, or set MINER_SERVER_PORT."
         )
@@ -96,7 +96,7 @@ def _render(url: str, picture: Path, progress: Progress) -> str:
             )
             status = _follow(client, answer.job_id, progress)
             seconds = time.monotonic() - began
-            (callback,) = receiver.wait_for(answer.job_id, timeout_s=CALLBACK_TIMEOUT_S)
+            callback = receiver.wait_for(answer.job_id, timeout_s=CALLBACK_TIMEOUT_S)[0]
             downloaded = client.result(answer.job_id)
     except KitError as error:
         raise LaunchError(f"The service did not do what it promises: {error}") from error
@@ -123,7 +123,7 @@ def _check_models(client: DarkroomClient) -> None:
     """Raise `LaunchError` if no replica will ever take the job."""
     for name, model in (client.health().model_extra or {}).get("models", {}).items():
         if model["status"] in {"UNHEALTHY", "DEPLOY_FAILED"}:
-            raise LaunchError(f"The model {name!r} cannot be loaded: {model['message']}")
+            raise LaunchError(f"The model {name!r} cannot be loaded; the service's log says why.")
 
 
 def _follow(client: DarkroomClient, job_id: str, progress: Progress) -> JobStatus:

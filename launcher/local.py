@@ -3,6 +3,7 @@
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -35,10 +36,14 @@ class Address:
     port: int
 
     @property
+    def reachable_host(self) -> str:
+        """The host for clients on this machine."""
+        return "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host  # noqa: S104 - compared, not bound
+
+    @property
     def url(self) -> str:
         """The base URL for clients on this machine."""
-        reachable = "127.0.0.1" if self.host in {"0.0.0.0", "::", ""} else self.host  # noqa: S104 - compared, not bound
-        return f"http://{reachable}:{self.port}"
+        return f"http://{self.reachable_host}:{self.port}"
 
 
 class LocalDarkroom:
@@ -55,10 +60,16 @@ class LocalDarkroom:
     def _apply_old_names(self) -> None:
         """Honour the address variables of the old server: Serve reads these from the file only."""
         options = self._config.setdefault("http_options", {})
+        before = self.address.url
         if host := os.environ.get("MINER_SERVER_HOST"):
             options["host"] = host
         if port := os.environ.get("MINER_SERVER_PORT"):
             options["port"] = int(port)
+        for application in self._config["applications"]:
+            arguments = application.setdefault("args", {})
+            arguments.setdefault("data_dir", str(self._home / "data"))
+            if arguments.get("service_url", before) == before:
+                arguments["service_url"] = self.address.url
 
     @property
     def address(self) -> Address:
@@ -67,8 +78,12 @@ class LocalDarkroom:
         return Address(options.get("host", "127.0.0.1"), options.get("port", 8000))
 
     def start(self, log: int | None = None) -> None:
-        """Start the processes; their output goes to the file descriptor `log`, or to ours."""
+        """Start the processes; their output goes to the file descriptor `log`, or to ours.
+
+        Raises `LaunchError` if an instance runs from this folder already, or something listens on the port.
+        """
         self._home.mkdir(parents=True, exist_ok=True)
+        self._refuse_a_second()
         config = self._home / "serve_config.yaml"
         config.write_text(yaml.safe_dump(self._config, sort_keys=False))
         (self._home / "instance").write_text(self.instance)
@@ -82,6 +97,15 @@ class LocalDarkroom:
             start_new_session=True,
         )
 
+    def _refuse_a_second(self) -> None:
+        # Serve's proxies share ports silently, and two instances on one store would depose each other for ever.
+        note = self._home / "instance"
+        if note.exists() and any(processes_of(note.read_text().strip())):
+            raise LaunchError("Darkroom runs already from this folder. `make stop` ends it.")
+        with socket.socket() as probe:
+            if probe.connect_ex((self.address.reachable_host, self.address.port)) == 0:
+                raise LaunchError(f"Something listens on port {self.address.port} already. Set MINER_SERVER_PORT.")
+
     def _environment(self) -> dict[str, str]:
         ours = {
             MARKER: self.instance,
@@ -89,8 +113,6 @@ class LocalDarkroom:
             "RAY_ADDRESS": "local",
             # Ray's ports other than HTTP listen on all interfaces; a token keeps strangers from running code there.
             "RAY_AUTH_MODE": "token",
-            "DARKROOM_DATA_DIR": str(self._home / "data"),
-            "SERVICE_URL": self.address.url,
         }
         theirs = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ}
         return ours | theirs | {name: ours[name] for name in (MARKER, "RAY_ADDRESS", "RAY_AUTH_MODE")}
@@ -123,7 +145,9 @@ class LocalDarkroom:
                 self._process.kill()
                 self._process.wait()
         kill_instance(self.instance)
-        (self._home / "instance").unlink(missing_ok=True)
+        note = self._home / "instance"
+        if note.exists() and note.read_text().strip() == self.instance:
+            note.unlink()
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Dispatching: claim jobs, have a replica render them, report the outcome.
+"""Dispatching: claim jobs, have them rendered, report the outcomes, keep their leases.
 
 Ray Serve routes, balances and scales; this only decides how many jobs are handed to it. Claims stay a little above what
 is being rendered: enough that a freed device has its next job at hand and the autoscaler sees the demand, few enough
@@ -7,63 +7,37 @@ that queue positions stay true and a cancelled job has not been routed yet.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TypeVar
 from uuid import uuid4
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from callback.client import TrackerClient
 from callback.errors import TrackerError, Unavailable
-from callback.records import Claim, ClaimJobs, Finish, JobView, Picture, Progress, Release, Renew
+from callback.records import Claim, ClaimJobs, Finish, JobView, Release, Renew
 from callback.states import JobState
-from deployments.errors import EngineBusy
-from deployments.render import (
-    RenderEvent,
-    RenderFailed,
-    RenderFinished,
-    RenderProgress,
-    RenderRequest,
-    RenderStarted,
-)
 from observability.logs import get_logger, job_context
-from serve_app.job_request import JobRequest, JobResult
+from serve_app.attempt import Attempt
 from serve_app.metrics import RenderMetrics
+from serve_app.supervision import keep_running, wait_for_event
 
 RENEW_EVERY_S = 1.0
 """How often leases are renewed and progress is told; a start is told at once."""
 LOOK_EVERY_S = 1.0
 """How often queued jobs are looked for when nothing says that there are some."""
-TIMEOUT_GRACE_S = 10.0
-"""The engine ends a job at its timeout; when it does not, the dispatcher ends the wait this much later."""
+CLAIM_TIMEOUT_S = 10.0
 REPORT_FOR_S = 600.0
 """How long an outcome is offered to a tracker or store that does not take it; then its lease runs out."""
-PAUSE_AFTER_TROUBLE_S = 1.0
-"""Before a job that nobody could take goes back to the queue, so that it does not go round and round at speed."""
+REPORT_GRACE_S = 4.0
+"""What a dispatcher that is stopped leaves its attempts for handing their jobs back."""
+SHORTEST_PAUSE_S = 1.0
+LONGEST_PAUSE_S = 15.0
+"""Claiming rests after trouble that is not a job's, so that the same job does not go round and round at speed."""
 
 T = TypeVar("T")
 
 _log = get_logger("dispatcher")
-
-
-class _StorageTroubleError(Exception):
-    """The picture could not be published for a reason that is not the job's."""
-
-
-@dataclass(slots=True)
-class _Attempt:
-    """A claimed job. `started_at` is set when the device has begun; `lost` when the tracker gave the job to another."""
-
-    claim: Claim
-    progress: Progress
-    task: asyncio.Task[None] | None = None
-    response: Any = None
-    started_at: float | None = None
-    cancelled: bool = False
-    lost: bool = False
 
 
 class Dispatcher:
@@ -86,36 +60,43 @@ class Dispatcher:
         self._job_timeout_s = job_timeout_s
         self._holder = holder
         self._metrics = RenderMetrics(model)
-        self._attempts: dict[str, _Attempt] = {}
+        self._attempts: dict[str, Attempt] = {}
+        self._tasks: dict[Attempt, asyncio.Task[None]] = {}
+        self._reporting: set[Attempt] = set()
+        self._replicas = _Pause()
+        self._storage = _Pause()
         self._look = asyncio.Event()
         self._tell = asyncio.Event()
         self._stopping = False
-        self._loops: list[asyncio.Task[None]] = []
+        self._claiming: asyncio.Task[None] | None = None
+        self._renewing: asyncio.Task[None] | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """Why jobs of the model are not being rendered, as a sentence; None if they are."""
+        return self._storage.reason or self._replicas.reason
 
     def start(self) -> None:
         """Begin to claim."""
-        self._loops = [asyncio.create_task(self._claim_for_ever()), asyncio.create_task(self._renew_for_ever())]
+        self._claiming = keep_running(f"claim {self._model}", self._claim_round)
+        self._renewing = keep_running(f"renew {self._model}", self._renew_round)
 
     async def stop(self, grace_s: float) -> None:
         """Claim no more, hand unstarted jobs back, let started ones finish for up to `grace_s`, hand the rest back."""
         self._stopping = True
-        if self._loops:
-            self._loops[0].cancel()
-        for attempt in tuple(self._attempts.values()):
-            if attempt.started_at is None:
-                self._abandon(attempt)
-        tasks = [attempt.task for attempt in self._attempts.values() if attempt.task is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=grace_s)
-        for attempt in tuple(self._attempts.values()):
-            self._abandon(attempt)
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for loop in self._loops:
-            loop.cancel()
+        self._look.set()
+        await _until_done([self._claiming], CLAIM_TIMEOUT_S)
+        self._abandon(attempt for attempt in self._tasks if attempt.started_at is None)
+        await _until_done(self._tasks.values(), grace_s)
+        self._abandon(self._tasks)
+        await _until_done(self._tasks.values(), REPORT_GRACE_S)
+        # What could not even be reported goes to another replica when its lease runs out.
+        await _cancelled([self._claiming, self._renewing, *self._tasks.values()])
 
-    def _abandon(self, attempt: _Attempt) -> None:
-        if attempt.task is not None:
-            attempt.task.cancel()
+    def _abandon(self, attempts: Iterable[Attempt]) -> None:
+        for attempt in tuple(attempts):
+            if attempt not in self._reporting:
+                attempt.abandon()
 
     def notice(self, view: JobView) -> None:
         """React to a change: look for new jobs, stop cancelled ones."""
@@ -125,9 +106,28 @@ class Dispatcher:
             self._look.set()
         attempt = self._attempts.get(view.key)
         if attempt is not None and view.cancel_requested and not attempt.cancelled:
-            attempt.cancelled = True
-            if attempt.response is not None:
-                attempt.response.cancel()
+            attempt.cancel()
+
+    # ---- what attempts tell (see `attempt.Listener`) ----------------------------------------------------------------
+
+    def started(self) -> None:
+        """Tell the tracker at once, and make room for the next job."""
+        self._replicas.over()
+        self._tell.set()
+        self._look.set()
+
+    def finished(self, seconds: dict[str, float]) -> None:
+        """Note a picture."""
+        self._storage.over()
+        self._metrics.rendered(seconds)
+
+    def no_replica(self, reason: str) -> None:
+        """Rest before the next claim."""
+        self._replicas.longer(reason)
+
+    def no_storage(self, reason: str) -> None:
+        """Rest before the next claim."""
+        self._storage.longer(reason)
 
     # ---- claiming -------------------------------------------------------------------------------------------------
 
@@ -138,151 +138,77 @@ class Dispatcher:
         waiting = len(self._attempts) - started
         return 1 + started // 2 - waiting
 
-    async def _claim_for_ever(self) -> None:
-        while True:
-            self._look.clear()
-            try:
-                while self._room > 0 and self._has_queued(self._model):
-                    command = ClaimJobs(self._holder, uuid4().hex, self._model, self._room)
-                    claims = await self._client.claim(command)
-                    for claim in claims:
-                        self._begin(claim)
-                    if not claims:
-                        break
-            except TrackerError as error:
-                _log.warning("cannot claim", extra={"cause": str(error)})
-                await asyncio.sleep(PAUSE_AFTER_TROUBLE_S)
-            await _wait(self._look, LOOK_EVERY_S)
+    async def _claim_round(self) -> bool:
+        self._look.clear()
+        try:
+            while not self._stopping and await self._claim_some():
+                pass
+        except TrackerError as error:
+            _log.warning("cannot claim", extra={"cause": str(error)})
+            await asyncio.sleep(SHORTEST_PAUSE_S)
+        if not self._stopping:
+            await wait_for_event(self._look, LOOK_EVERY_S)
+        return not self._stopping
+
+    async def _claim_some(self) -> bool:
+        resting = self._replicas.lasts or self._storage.lasts
+        if resting or self._room <= 0 or not self._has_queued(self._model):
+            return False
+        command = ClaimJobs(self._holder, uuid4().hex, self._model, self._room)
+        claims = await self._client.claim(command, timeout_s=CLAIM_TIMEOUT_S)
+        for claim in claims:
+            self._begin(claim)
+        return bool(claims)
 
     def _begin(self, claim: Claim) -> None:
-        attempt = _Attempt(claim, Progress(claim.key, claim.attempt, "waiting", 0, 0))
+        predecessor = self._attempts.get(claim.key)
+        if predecessor is not None:
+            # Its lease ran out, and the job came back to us before we noticed.
+            predecessor.lose()
+        attempt = Attempt(claim, self._handle, self._job_timeout_s, self)
         self._attempts[claim.key] = attempt
-        attempt.task = asyncio.create_task(self._carry_out(attempt))
+        self._tasks[attempt] = asyncio.create_task(self._carry_out(attempt))
 
     # ---- leases and progress --------------------------------------------------------------------------------------
 
-    async def _renew_for_ever(self) -> None:
-        while True:
-            self._tell.clear()
-            progress = tuple(attempt.progress for attempt in self._attempts.values())
-            if progress:
-                try:
-                    lost = await self._client.renew(Renew(self._holder, progress))
-                except TrackerError as error:
-                    _log.warning("cannot renew leases", extra={"cause": str(error)})
-                else:
-                    self._drop_lost(lost, {one.key: one.attempt for one in progress})
-            await _wait(self._tell, RENEW_EVERY_S)
+    async def _renew_round(self) -> bool:
+        self._tell.clear()
+        told = {attempt.claim.key: attempt for attempt in self._attempts.values()}
+        if told:
+            command = Renew(self._holder, tuple(attempt.progress for attempt in told.values()))
+            try:
+                for key in await self._client.renew(command):
+                    if told[key] not in self._reporting:
+                        told[key].lose()
+            except TrackerError as error:
+                _log.warning("cannot renew leases", extra={"cause": str(error)})
+        await wait_for_event(self._tell, RENEW_EVERY_S)
+        return True
 
-    def _drop_lost(self, lost: tuple[str, ...], told: dict[str, int]) -> None:
-        for key in lost:
-            attempt = self._attempts.get(key)
-            # A job may have ended and been claimed again by us while the answer was on its way.
-            if attempt is not None and attempt.claim.attempt == told[key] and attempt.response is not None:
-                attempt.lost = True
-                attempt.response.cancel()
+    def tell_soon(self) -> None:
+        """Renew at once: a tracker that has just started does not know yet what is being rendered."""
+        self._tell.set()
 
-    # ---- one attempt ----------------------------------------------------------------------------------------------
+    # ---- outcomes -------------------------------------------------------------------------------------------------
 
-    async def _carry_out(self, attempt: _Attempt) -> None:
+    async def _carry_out(self, attempt: Attempt) -> None:
         claim = attempt.claim
         with job_context(claim.job_id):
             try:
-                report = await self._render(attempt)
-            except asyncio.CancelledError:
-                report = Release(claim.key, claim.attempt, blamed=False, reason="its ingress replica was stopped")
+                report = await attempt.outcome()
+                self._reporting.add(attempt)
+                if not attempt.lost:  # Otherwise another attempt has the job, and the tracker would not listen.
+                    await self._report(report)
+            except Exception:  # noqa: BLE001 - the lease runs out, and another attempt follows
+                _log.exception("attempt given up", extra={"attempt": claim.attempt})
             finally:
-                if attempt.response is not None:
-                    # Ending the iteration does not end the replica's work; an ended response ignores this.
-                    attempt.response.cancel()
-            try:
-                await self._report(attempt, report)
-            finally:
-                self._attempts.pop(claim.key, None)
+                self._reporting.discard(attempt)
+                self._tasks.pop(attempt, None)
+                if self._attempts.get(claim.key) is attempt:
+                    del self._attempts[claim.key]
                 self._look.set()
 
-    async def _render(self, attempt: _Attempt) -> Finish | Release:
-        claim = attempt.claim
-        request = JobRequest.model_validate_json(claim.request_json)
-        attempt.response = self._handle.render.remote(self._render_request(claim, request))
-        try:
-            async for event in self._with_deadline(attempt):
-                if (report := self._take(attempt, event)) is not None:
-                    return report
-        except TimeoutError:
-            return self._timeout(claim)
-        except (EngineBusy, _StorageTroubleError) as error:
-            await asyncio.sleep(PAUSE_AFTER_TROUBLE_S)
-            return Release(claim.key, claim.attempt, blamed=False, reason=str(error))
-        except (RayError, RayServeException) as error:
-            if attempt.cancelled:
-                return _failure(claim, "cancelled", "The client cancelled the job.")
-            _log.warning("replica lost", extra={"attempt": claim.attempt, "cause": type(error).__name__})
-            if attempt.started_at is None:
-                await asyncio.sleep(PAUSE_AFTER_TROUBLE_S)
-            blamed = attempt.started_at is not None and not self._stopping
-            return Release(claim.key, claim.attempt, blamed=blamed, reason=f"the replica ended: {type(error).__name__}")
-        return Release(claim.key, claim.attempt, blamed=True, reason="the replica gave no outcome")
-
-    def _render_request(self, claim: Claim, request: JobRequest) -> RenderRequest:
-        return RenderRequest(
-            job_id=claim.job_id,
-            artifact_key=claim.artifact_key,
-            prompt=request.prompt,
-            negative_prompt=request.negative_prompt,
-            width=request.width,
-            height=request.height,
-            num_inference_steps=request.num_inference_steps,
-            guidance_scale=request.guidance_scale,
-            seed=request.seed,
-            timeout_s=self._job_timeout_s,
-            adapter=request.adapter,
-        )
-
-    async def _with_deadline(self, attempt: _Attempt) -> Any:
-        """Yield the replica's events; raises TimeoutError when a started job outlives its timeout and the grace."""
-        while True:
-            deadline = None
-            if attempt.started_at is not None:
-                deadline = attempt.started_at + self._job_timeout_s + TIMEOUT_GRACE_S - time.time()
-            try:
-                async with asyncio.timeout(deadline):
-                    event = await anext(attempt.response)
-            except StopAsyncIteration:
-                return
-            yield event
-
-    def _take(self, attempt: _Attempt, event: RenderEvent) -> Finish | None:
-        claim, told = attempt.claim, attempt.progress
-        match event:
-            case RenderStarted():
-                attempt.started_at = time.time()
-                attempt.progress = Progress(told.key, told.attempt, "loading", 0, 0, attempt.started_at)
-                self._tell.set()
-                self._look.set()
-            case RenderProgress():
-                attempt.progress = Progress(
-                    told.key, told.attempt, event.stage, event.step, event.steps, attempt.started_at
-                )
-            case RenderFailed(error_code="timeout"):
-                return self._timeout(claim)
-            case RenderFailed(error_code="artifact_unwritable"):
-                # Storage comes back; the job goes back to the queue instead of paying for it.
-                raise _StorageTroubleError(event.error)
-            case RenderFailed():
-                return _failure(claim, event.error_code, event.error)
-            case RenderFinished():
-                self._metrics.rendered(event.seconds)
-                return _completion(claim, event)
-        return None
-
-    def _timeout(self, claim: Claim) -> Finish:
-        sentence = f"Rendering took longer than {self._job_timeout_s:g} s."
-        return Finish(claim.key, claim.attempt, JobState.TIMEOUT, error=sentence, error_code="job_timeout")
-
-    async def _report(self, attempt: _Attempt, report: Finish | Release) -> None:
-        if attempt.lost:
-            return  # Another attempt has the job; the tracker would not listen.
+    async def _report(self, report: Finish | Release) -> None:
         if isinstance(report, Finish):
             taken = await self._until_taken(lambda: self._client.finish(report))
         else:
@@ -300,24 +226,42 @@ class Dispatcher:
                     _log.exception("outcome could not be reported; the lease will run out")
                     return None
                 _log.warning("outcome not taken yet", extra={"cause": str(error)})
-                await asyncio.sleep(PAUSE_AFTER_TROUBLE_S)
+                await asyncio.sleep(SHORTEST_PAUSE_S)
 
 
-def _failure(claim: Claim, error_code: str, error: str) -> Finish:
-    return Finish(claim.key, claim.attempt, JobState.FAILED, error=error, error_code=error_code)
+class _Pause:
+    """How long claiming rests after trouble that is not a job's: doubled each time, until something works again."""
+
+    def __init__(self) -> None:
+        self._length_s = 0.0
+        self._until = 0.0
+        self.reason: str | None = None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether to rest."""
+        return time.monotonic() < self._until
+
+    def longer(self, reason: str) -> None:
+        """Rest for twice as long as the last time."""
+        self._length_s = min(max(SHORTEST_PAUSE_S, 2 * self._length_s), LONGEST_PAUSE_S)
+        self._until = time.monotonic() + self._length_s
+        self.reason = reason
+
+    def over(self) -> None:
+        """It works again."""
+        self._length_s = self._until = 0.0
+        self.reason = None
 
 
-def _completion(claim: Claim, event: RenderFinished) -> Finish:
-    artifact = event.artifact
-    picture = Picture(artifact.key, artifact.sha256, artifact.size_bytes, artifact.width, artifact.height)
-    result = JobResult(
-        seed=event.seed, determinism=event.determinism, seconds=event.seconds, warnings=list(event.warnings)
-    )
-    return Finish(claim.key, claim.attempt, JobState.COMPLETED, picture, result.model_dump_json())
+async def _until_done(tasks: Iterable[asyncio.Task[None] | None], timeout_s: float) -> None:
+    running = [task for task in tasks if task is not None and not task.done()]
+    if running:
+        await asyncio.wait(running, timeout=timeout_s)
 
 
-async def _wait(event: asyncio.Event, timeout_s: float) -> None:
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return
+async def _cancelled(tasks: Iterable[asyncio.Task[None] | None]) -> None:
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)

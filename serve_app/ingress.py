@@ -10,6 +10,7 @@ from ray.serve.handle import DeploymentHandle
 
 from observability.logs import configure, get_logger
 from serve_app.api import create_api
+from serve_app.api.inference import MAX_WAIT_S
 from serve_app.service import Service
 from serve_app.settings import Settings
 
@@ -36,6 +37,10 @@ class Ingress:
         """Build the HTTP application once the service runs (called by Serve)."""
         return create_api(self._service)
 
+    def check_health(self) -> None:
+        """Raise if this replica does not work any more; Serve asks now and then, and replaces it."""
+        self._service.check_health()
+
     async def __del__(self) -> None:
         """Stop dispatching in good order; Serve calls this when it takes the replica away."""
         service = getattr(self, "_service", None)
@@ -53,8 +58,9 @@ ingress = serve.deployment(
 
 
 def _shutdown_budget_s() -> float:
+    """Return what is left for running jobs once Serve has let the requests end, long polls among them."""
     config = serve.get_replica_context()._deployment_config
-    return float(config.graceful_shutdown_timeout_s)
+    return max(0.0, float(config.graceful_shutdown_timeout_s) - MAX_WAIT_S)
 
 
 def _bound_to_loopback() -> bool:

@@ -30,18 +30,22 @@ class ReplicaWatch:
         self._models = models
         self.latest: dict[str, ModelReplicas] = {}
 
-    async def watch_for_ever(self) -> None:
-        """Keep `latest` fresh."""
-        app_name = serve.get_replica_context().app_name
-        while True:
-            try:
-                # The call blocks on the Serve controller.
-                status = await asyncio.to_thread(serve.status)
-                self.latest = self._read(status, app_name)
-            except Exception:  # noqa: BLE001 - a controller that restarts answers in many ways; the next look will tell
-                _log.warning("Serve did not tell the replicas' state", exc_info=True)
-            settled = self.latest and all(one.running for one in self.latest.values())
-            await asyncio.sleep(ASK_EVERY_S if settled else ASK_WHILE_STARTING_S)
+    async def watch(self) -> bool:
+        """Bring `latest` up to date and pause. There is always more to come."""
+        # The call blocks on the Serve controller.
+        status = await asyncio.to_thread(serve.status)
+        latest = self._read(status, serve.get_replica_context().app_name)
+        for name, one in latest.items():
+            if one.message and one.message != self._message_of(name):
+                # It may hold stacks and paths: for the log, not for clients.
+                _log.warning("Serve on a model's replicas", extra={"model": name, "serve_message": one.message})
+        self.latest = latest
+        settled = latest and all(one.running for one in latest.values())
+        await asyncio.sleep(ASK_EVERY_S if settled else ASK_WHILE_STARTING_S)
+        return True
+
+    def _message_of(self, name: str) -> str:
+        return self.latest[name].message if name in self.latest else ""
 
     def _read(self, status: serve.schema.ServeStatus, app_name: str) -> dict[str, ModelReplicas]:
         application = status.applications.get(app_name)

@@ -19,7 +19,10 @@ from serve_app.dispatcher import Dispatcher
 from serve_app.mirror import Mirror
 from serve_app.replicas import ReplicaWatch
 from serve_app.settings import Settings
+from serve_app.supervision import keep_running
 
+MAX_LONG_POLLS = 1000
+"""Half of the places that an ingress replica has: submits and plain polls always find one."""
 STOP_MARGIN_S = 5.0
 """Kept of Serve's shutdown budget for handing leases back."""
 
@@ -73,7 +76,7 @@ class Service:
         self.policy = EgressPolicy(
             allow_loopback=config.callback_allow_loopback, allowed_networks=config.callback_allowed_networks
         )
-        self.mirror = Mirror(self.client, self._notice)
+        self.mirror = Mirror(self.client, self._notice, self._tell_new_tracker)
         self.replicas = ReplicaWatch({handle.deployment_name: name for name, handle in handles.items()})
         holder = f"{os.getpid()}-{uuid4().hex[:8]}"
         self._dispatchers = [
@@ -88,6 +91,7 @@ class Service:
             for name, handle in handles.items()
         ]
         self._tasks: list[asyncio.Task[Any]] = []
+        self._long_polls = 0
         self.stopping = False
 
     @property
@@ -95,15 +99,39 @@ class Service:
         """The model of requests that name none."""
         return next(iter(self.models))
 
+    @property
+    def troubles(self) -> list[str]:
+        """What keeps accepted jobs from being rendered, as sentences."""
+        return [dispatcher.trouble for dispatcher in self._dispatchers if dispatcher.trouble is not None]
+
+    def _tell_new_tracker(self) -> None:
+        for dispatcher in self._dispatchers:
+            dispatcher.tell_soon()
+
     def _notice(self, view: JobView) -> None:
         for dispatcher in self._dispatchers:
             dispatcher.notice(view)
 
+    async def long_poll(self, view: JobView, wait_s: float) -> JobView:
+        """Wait for the job's end; with too many waiters already, answer at once."""
+        if self._long_polls >= MAX_LONG_POLLS or self.stopping:
+            return view
+        self._long_polls += 1
+        try:
+            return await self.mirror.wait_until_settled(view, wait_s)
+        finally:
+            self._long_polls -= 1
+
+    def check_health(self) -> None:
+        """Raise if a background loop has ended, so that Serve replaces this replica."""
+        ended = [task.get_name() for task in self._tasks if task.done()]
+        if ended and not self.stopping:
+            raise RuntimeError(f"Background work has ended: {', '.join(ended)}.")
+
     async def start(self) -> None:
         """Connect to the tracker (creating it, or taking over from an older one) and begin to dispatch."""
         await self.client.start()
-        loops = (self.mirror.follow_for_ever(), self.replicas.watch_for_ever())
-        self._tasks = [asyncio.create_task(loop) for loop in loops]
+        self._tasks = [keep_running("mirror", self.mirror.follow), keep_running("replicas", self.replicas.watch)]
         for dispatcher in self._dispatchers:
             dispatcher.start()
 

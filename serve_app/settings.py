@@ -32,7 +32,9 @@ def _true_only_for_the_word(value: object) -> object:
 class Settings(BaseSettings):
     """What an operator can set. Seconds and bytes throughout."""
 
-    model_config = SettingsConfigDict(env_prefix="DARKROOM_", extra="forbid", frozen=True, populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DARKROOM_", extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
+    )
 
     # ---- what is rendered, and on what
     models: list[ModelSettings] = Field(
@@ -50,7 +52,7 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         default="auto",
-        pattern=r"^(auto|cpu|cuda|mps)$",
+        pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$",
         validation_alias=_old("device", "DEVICE"),
         description="auto: one GPU per replica if the cluster has any, else the CPU.",
     )

@@ -56,8 +56,8 @@ def new_key() -> str:
 
 
 def _fingerprint(body: InferenceRequest, model: str) -> str:
-    """Return a digest that is equal for submissions that ask for the same. The id itself is not part of it."""
-    fields = body.model_dump(mode="json", exclude={"job_id"}) | {"model": model}
+    """Return a digest that is equal for submissions that ask for the same."""
+    fields = body.model_dump(mode="json") | {"model": model}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 

@@ -93,8 +93,12 @@ async def _invalid_request(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for this type
     problems = error.errors()
     if any(one["type"] == "json_invalid" for one in problems):
-        return problem(400, "invalid_json", "The body is not valid JSON. Send one JSON object as application/json.")
+        return _invalid_json()
     return _unprocessable([_explained(one) for one in problems])
+
+
+def _invalid_json() -> JSONResponse:
+    return problem(400, "invalid_json", "The body is not valid JSON. Send one JSON object as application/json.")
 
 
 async def _invalid_field(_request: Request, error: Exception) -> JSONResponse:
@@ -120,6 +124,8 @@ def _explained(one: dict[str, Any]) -> dict[str, Any]:
             sentence = one["msg"].removeprefix("Value error, ")
         case "string_pattern_mismatch":
             sentence = "may hold letters, digits, '.', '_' and '-', up to 128, and must not start with '.'"
+        case "model_attributes_type" | "dict_type" | "model_type":
+            sentence = "must be a JSON object, sent as application/json"
         case "string_unicode":
             sentence = "contains a character that is not text (half of a surrogate pair)"
         case "string_too_long":
@@ -149,6 +155,9 @@ async def _tracker_error(_request: Request, error: Exception) -> JSONResponse:
 
 async def _http_exception(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type
+    if error.status_code == 400:
+        # FastAPI's word for a body that cannot even be decoded.
+        return _invalid_json()
     code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
     response = problem(error.status_code, code, str(error.detail))
     response.headers.update(error.headers or {})

@@ -20,7 +20,6 @@ class ModelHealth(BaseModel):
     starting_replicas: int
     queued: int
     head_age_s: float
-    message: str
 
 
 class Health(BaseModel):
@@ -56,7 +55,7 @@ def router(service: Service) -> APIRouter:
     async def health(response: Response) -> Health:
         """Tell whether jobs are accepted and rendered, and what is wrong if not."""
         found = await _health(service)
-        if not found.accepting:
+        if found.status == "unavailable":
             response.status_code = 503
         return found
 
@@ -96,19 +95,24 @@ async def _health(service: Service) -> Health:
         problems.append(str(error))
     models = {name: _model_health(service, name, tracker) for name in service.models}
     problems += [
-        f"Model {name} has no running replica ({one.status}). {one.message}".strip()
+        f"Model {name} has no running replica (Serve says {one.status}); its jobs wait. The log says why."
         for name, one in models.items()
-        if one.running_replicas == 0 and one.status != "SCALED_TO_ZERO"
+        if one.running_replicas == 0
     ]
+    problems += service.troubles
+    full = tracker is not None and tracker.open_jobs >= service.settings.max_open_jobs
+    if full:
+        problems.append("As many jobs are open as this service takes; submits get 429 until some have ended.")
     if service.stopping:
         problems.append("This replica is being stopped.")
-    accepting = bool(tracker and tracker.accepting) and not service.stopping and service.settings.enable_inference
+    # A full queue is no reason for a load balancer to cut the pollers off: it is told, and answered with 200.
+    able = bool(tracker and tracker.accepting) and not service.stopping and service.settings.enable_inference
     store: Literal["ok", "failing", "unknown"] = "unknown"
     if tracker is not None:
         store = "ok" if tracker.accepting else "failing"
     return Health(
-        status="unavailable" if not accepting else "degraded" if problems else "healthy",
-        accepting=accepting,
+        status="unavailable" if not able else "degraded" if problems else "healthy",
+        accepting=able and not full,
         timestamp=datetime.now(UTC).isoformat(),
         tracker="ok" if tracker is not None else "silent",
         store=store,
@@ -131,7 +135,6 @@ def _model_health(service: Service, name: str, tracker: TrackerHealth | None) ->
         starting_replicas=replicas.starting if replicas else 0,
         queued=tracker.queued.get(name, 0) if tracker else 0,
         head_age_s=tracker.head_age_s.get(name, 0.0) if tracker else 0.0,
-        message=replicas.message if replicas else "Ray Serve has not told yet.",
     )
 
 

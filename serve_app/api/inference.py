@@ -35,7 +35,6 @@ def router(service: Service) -> APIRouter:
         _refuse_if_closed(service)
         job = await new_job(service, PUBLIC_OWNER, body, idempotency_key)
         view = await service.client.submit(Submit(job))
-        service.mirror.learn(view)
         shown = _shown(service, view)
         return SubmitAnswer(
             id=view.job_id,
@@ -56,8 +55,8 @@ def router(service: Service) -> APIRouter:
     ) -> JobStatus:
         """Show a job; with `wait`, answer when it has ended, or as it is after so many seconds."""
         view = await _find(service, job_id)
-        if wait > 0:
-            view = await service.mirror.wait_until_settled(view, wait)
+        if wait > 0 and not view.settled(time.time()):
+            view = await service.long_poll(view, wait)
         return _shown(service, view)
 
     @routes.get("/inference/result/{job_id}", response_class=Response, responses=PICTURE_ANSWERS)

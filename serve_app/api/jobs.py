@@ -1,14 +1,14 @@
 """The list of jobs."""
 
 import time
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
 from callback.states import JobState
 from serve_app.api.errors import documented
 from serve_app.api.inference import PUBLIC_OWNER
-from serve_app.api.wire import JobList, Status, status_of
+from serve_app.api.wire import JobList, JobStatus, Status, status_of
 from serve_app.service import Service
 
 MAX_PAGE = 500
@@ -24,18 +24,35 @@ def router(service: Service) -> APIRouter:
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
         cursor: Annotated[int | None, Query(ge=1, le=2**62, description="`next_cursor` of the page before.")] = None,
         job_type: Annotated[
-            Literal["inference", "edit"] | None, Query(description="Ignored: there is one type.")
+            str | None, Query(max_length=64, description="inference or edit; anything else: both.")
         ] = None,
     ) -> JobList:
-        """List jobs, newest first."""
-        del job_type
-        states = tuple(JobState(one) for one in status or ())
-        page = await service.client.jobs(PUBLIC_OWNER, states, cursor, limit)
+        """List jobs, newest first. With `status`, a page may hold fewer than `limit` jobs and yet not be the last."""
+        if job_type == "edit":
+            return JobList(edit_jobs=[])
+        page = await service.client.jobs(PUBLIC_OWNER, _recorded(status), cursor, limit)
         now = time.time()
         shown = [
             status_of(view, now=now, position=service.mirror.position(view), service_url=service.settings.service_url)
             for view in page.views
         ]
-        return JobList(inference_jobs=shown, next_cursor=page.next_cursor)
+        if status:
+            shown = [job for job in shown if job.status in status]
+        edit_jobs: list[JobStatus] | None = None if job_type == "inference" else []
+        return JobList(inference_jobs=shown, edit_jobs=edit_jobs, next_cursor=page.next_cursor)
 
     return routes
+
+
+def _recorded(shown: list[Status] | None) -> tuple[JobState, ...]:
+    """Return the recorded states among which jobs of the shown ones are.
+
+    A claimed job that has not begun is shown as queued, an ended one whose first callback attempt is under way as
+    processing.
+    """
+    wanted = {JobState(one) for one in shown or ()}
+    if JobState.QUEUED in wanted:
+        wanted.add(JobState.PROCESSING)
+    if shown and "processing" in shown:
+        wanted |= set(JobState)
+    return tuple(wanted)

@@ -26,9 +26,9 @@ MAX_SEED = 2**63 - 1
 Status = Literal["queued", "processing", "completed", "failed", "timeout"]
 
 
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("must be a number, not true or false")  # noqa: TRY004 - pydantic reports ValueError only
+def _number(value: object) -> object:
+    if isinstance(value, bool | str):
+        raise ValueError("must be a number")  # noqa: TRY004 - pydantic reports ValueError only
     return value
 
 
@@ -65,8 +65,8 @@ def _iso_moment(value: object) -> object:
 
 
 Text = Annotated[str, AfterValidator(_storable)]
-Integer = Annotated[int, BeforeValidator(_no_bool)]
-Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 
 
 class InferenceRequest(BaseModel):
@@ -189,7 +189,8 @@ class JobStatus(Sparse):
 class JobList(Sparse):
     """A page of jobs, newest first. `next_cursor` is absent on the last page."""
 
-    inference_jobs: list[JobStatus]
+    inference_jobs: list[JobStatus] | None = None
+    edit_jobs: list[JobStatus] | None = None
     next_cursor: int | None = None
 
 

@@ -1,5 +1,6 @@
 """The documented interface against what the service does with whatever is thrown at it."""
 
+import contextlib
 import re
 
 import httpx
@@ -8,6 +9,7 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import load_all_checks
 
+from stress.errors import KitError
 from tests.apps import App
 
 load_all_checks()
@@ -34,6 +36,11 @@ def test_no_route_answers_5xx_or_an_undocumented_status(app: App) -> None:
 
         call()
     assert tried > EXAMPLES
+    with app.client() as client:
+        for job in client.jobs(limit=500).inference_jobs:
+            if not job.is_final:
+                with contextlib.suppress(KitError):
+                    client.cancel(job.job_id)
 
 
 def _given(operation):  # type: ignore[no-untyped-def]

@@ -28,6 +28,7 @@ def narrow(deploy: Callable[..., App]) -> App:
         job_timeout_s=JOB_TIMEOUT_S,
         queue_timeout_s=QUEUE_TIMEOUT_S,
         shed_expired=True,
+        max_pixels=256 * 256,
     )
 
 
@@ -77,6 +78,22 @@ def test_an_expired_job_does_not_reach_the_device_when_shedding_is_on(client: Da
     shed = client.wait(client.submit(**TINY, expiry=past).job_id, timeout_s=20)
     assert (shed.status, shed.error_code, shed.started_at) == ("failed", "expired", None)
     assert client.wait(blocking.job_id, timeout_s=20).status == "completed"
+
+
+def test_more_pixels_than_configured_are_refused_with_the_limit(narrow: App) -> None:
+    answer = httpx.post(f"{narrow.url}/inference", json={**TINY, "width": 512}, trust_env=False)
+    assert answer.status_code == 200  # 512 x 64 is less than 256 x 256
+    answer = httpx.post(f"{narrow.url}/inference", json={**TINY, "width": 512, "height": 512}, trust_env=False)
+    assert answer.status_code == 422
+    assert "65536" in answer.json()["detail"][0]["msg"]
+
+
+def test_a_full_queue_is_told_by_health_but_pollers_are_not_cut_off(narrow: App, client: DarkroomClient) -> None:
+    jobs = [client.submit(**{**TINY, "num_inference_steps": 8}) for _ in range(OPEN_JOBS)]
+    answer = httpx.get(f"{narrow.url}/health", trust_env=False)
+    assert (answer.status_code, answer.json()["status"], answer.json()["accepting"]) == (200, "degraded", False)
+    for job in jobs:
+        client.wait(job.job_id, timeout_s=30)
 
 
 def test_a_busy_service_is_an_error_of_its_own_for_the_client(narrow: App, client: DarkroomClient) -> None:

@@ -93,7 +93,6 @@ def service(dashboard: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         assert time.monotonic() < deadline, health
 
 
-@pytest.mark.defect("D22")
 def test_the_dashboard_shows_the_application_and_a_picture_is_rendered(dashboard: str, service: str) -> None:
     shown = httpx.get(f"{dashboard}/api/serve/applications/", timeout=10, trust_env=False).json()
     deployments = shown["applications"]["darkroom"]["deployments"]

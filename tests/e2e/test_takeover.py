@@ -104,6 +104,20 @@ def test_older_code_is_taken_over_under_load(deploy: Callable[..., App], receive
         assert receiver.wait_for(job_id, timeout_s=30)
 
 
+@pytest.mark.defect("D21")
+def test_a_running_job_is_finished_by_the_replica_that_is_replaced(deploy: Callable[..., App]) -> None:
+    app = deploy_version(deploy, "INFO")
+    with app.client() as client:
+        job_id = client.submit(**{**TINY, "num_inference_steps": 100}).job_id
+        deadline = time.monotonic() + 20
+        while client.status(job_id).stage != "denoising":
+            assert time.monotonic() < deadline
+        deploy_version(deploy, "WARNING")
+        status = client.wait(job_id, timeout_s=60)
+    assert (status.status, status.attempt) == ("completed", 1)
+    assert status.started_at is not None
+
+
 def test_newer_code_is_left_alone(deploy: Callable[..., App]) -> None:
     class NewerTracker(TrackerActor):
         """The tracker as a later release would run it."""

@@ -32,6 +32,7 @@ def upgrade() -> None:
         sa.Column("image_url", sa.Text(), nullable=True),
         sa.Column("expiry", sa.Float(precision=53), nullable=True),
         sa.Column("queued_at", sa.Float(precision=53), nullable=False),
+        sa.Column("waiting_since", sa.Float(precision=53), nullable=False),
         sa.Column("started_at", sa.Float(precision=53), nullable=True),
         sa.Column("finished_at", sa.Float(precision=53), nullable=True),
         sa.Column("cancel_requested", sa.Boolean(), nullable=False),
@@ -65,7 +66,24 @@ def upgrade() -> None:
         postgresql_where=sa.text("idempotency_key IS NOT NULL"),
     )
     op.create_index("jobs_seq", "jobs", ["seq"], unique=True)
-    op.create_index("jobs_state_seq", "jobs", ["state", "seq"], unique=False)
+    op.create_index("jobs_owner_seq", "jobs", ["owner", "seq"], unique=False)
+    op.create_index("jobs_owner_state_seq", "jobs", ["owner", "state", "seq"], unique=False)
+    op.create_index(
+        "jobs_open",
+        "jobs",
+        ["seq"],
+        unique=False,
+        sqlite_where=sa.text("finished_at IS NULL"),
+        postgresql_where=sa.text("finished_at IS NULL"),
+    )
+    op.create_index(
+        "jobs_pictures_kept",
+        "jobs",
+        ["finished_at", "picture_size_bytes"],
+        unique=False,
+        sqlite_where=sa.text("picture_key IS NOT NULL AND picture_deleted_at IS NULL"),
+        postgresql_where=sa.text("picture_key IS NOT NULL AND picture_deleted_at IS NULL"),
+    )
     op.create_table(
         "tracker_owner",
         sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
@@ -78,6 +96,7 @@ def upgrade() -> None:
         "deliveries",
         sa.Column("key", sa.Text(), nullable=False),
         sa.Column("webhook_id", sa.Text(), nullable=False),
+        sa.Column("receiver", sa.Text(), nullable=False),
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("payload_status", sa.Text(), nullable=False),
         sa.Column("attempts", sa.Integer(), nullable=False),
@@ -87,6 +106,7 @@ def upgrade() -> None:
         sa.Column("first_settled_at", sa.Float(precision=53), nullable=True),
         sa.Column("attempted_at", sa.Float(precision=53), nullable=True),
         sa.Column("next_attempt_at", sa.Float(precision=53), nullable=True),
+        sa.Column("reserved_at", sa.Float(precision=53), nullable=True),
         sa.Column("redelivery_id", sa.Text(), nullable=True),
         sa.Column("status_code", sa.Integer(), nullable=True),
         sa.Column("response_preview", sa.Text(), nullable=True),
@@ -119,27 +139,6 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Take back."""
     op.drop_table("delivery_attempts")
-    op.drop_index(
-        "deliveries_due",
-        table_name="deliveries",
-        sqlite_where=sa.text("final IS 0"),
-        postgresql_where=sa.text("final IS false"),
-    )
     op.drop_table("deliveries")
     op.drop_table("tracker_owner")
-    op.drop_index("jobs_state_seq", table_name="jobs")
-    op.drop_index("jobs_seq", table_name="jobs")
-    op.drop_index(
-        "jobs_idempotency_key",
-        table_name="jobs",
-        sqlite_where=sa.text("idempotency_key IS NOT NULL"),
-        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
-    )
-    op.drop_index("jobs_finished_at", table_name="jobs")
-    op.drop_index(
-        "jobs_current_id",
-        table_name="jobs",
-        sqlite_where=sa.text("superseded_at IS NULL"),
-        postgresql_where=sa.text("superseded_at IS NULL"),
-    )
     op.drop_table("jobs")

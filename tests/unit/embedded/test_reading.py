@@ -6,7 +6,7 @@ from deployments.embedded import captions
 from deployments.embedded.architecture import build_tokenizer
 from deployments.embedded.checkpoints import randomness
 from deployments.embedded.meaning import CHOICES, MEANING_WIDTH, choices_of, meaning_of, read
-from deployments.embedded.scenes import Scene, Thing
+from deployments.embedded.scenes import Scene, Thing, sample_scene
 from deployments.embedded.train_text import tokenise
 from deployments.embedded.vocabulary import MAX_TOKENS, UNKNOWN, all_tokens
 
@@ -30,14 +30,14 @@ def test_complete_captions_use_known_words_only(seed: int) -> None:
     random, _ = randomness(seed)
     tokenizer = build_tokenizer()
     for _ in range(60):
-        text = captions.caption(captions.sample_scene(random), random).text
+        text = captions.caption(sample_scene(random), random).text
         assert UNKNOWN not in tokenizer.tokenize(text), text
 
 
 def test_complete_captions_name_every_colour_and_shape() -> None:
     random, _ = randomness(1)
     for _ in range(200):
-        scene = captions.sample_scene(random)
+        scene = sample_scene(random)
         words = captions.caption(scene, random).text.replace(",", "").split()
         asked = [scene.background, *(word for thing in scene.things for word in (thing.colour, thing.shape))]
         assert set(asked) <= set(words), words

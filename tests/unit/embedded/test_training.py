@@ -10,11 +10,19 @@ from deployments.embedded import train_adapter, train_autoencoder, train_denoise
 from deployments.embedded.architecture import assemble, build_text_encoder, build_unet, save
 from deployments.embedded.autoencoder import balance, build_vae, to_latent
 from deployments.embedded.checkpoints import Checkpoint
+from deployments.embedded.muon import orthogonal
 from deployments.embedded.progress import Progress
 
 QUIET = Progress("test", every_s=1e9)
 SMALL_SIZES = (((64, 64), 1.0),)
 DENOISER = train_denoiser.Plan(steps=2, latents=32, sizes=SMALL_SIZES, early_sizes=SMALL_SIZES)
+
+
+def test_the_directions_of_muon_are_orthogonal() -> None:
+    torch.manual_seed(0)
+    for shape in ((8, 40), (40, 8)):
+        values = torch.linalg.svdvals(orthogonal(torch.randn(shape)))
+        assert 0.6 < float(values.min()) < float(values.max()) < 1.3
 
 
 @torch.no_grad()

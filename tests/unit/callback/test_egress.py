@@ -1,0 +1,432 @@
+"""Where callbacks may go. Nothing here is resolved over a network: the resolver is the test's own."""
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from yarl import URL
+
+from callback.delivery_rows import Parcel
+from callback.egress import EgressPolicy, Target, receiver_of, system_resolver
+from callback.errors import EgressRefused
+from callback.sender import NoReply, Reply, Sender
+from tests.unit.callback.raw_receiver import raw_receiver
+
+PUBLIC = "93.184.215.14"
+
+
+class Names:
+    """A resolver that knows what it was told, records what it was asked, and reads numbers as libc does."""
+
+    def __init__(self, **names: Sequence[str]) -> None:
+        self._names = {name.replace("_", "."): list(addresses) for name, addresses in names.items()}
+        self.asked: list[str] = []
+
+    async def __call__(self, host: str, _port: int) -> list[str]:
+        self.asked.append(host)
+        if host in self._names:
+            return self._names[host]
+        try:
+            return [str(ipaddress.ip_address(host))]
+        except ValueError:
+            pass
+        try:
+            return [socket.inet_ntoa(socket.inet_aton(host))]  # 127.1, 0x7f.1, 017700000001, 2130706433
+        except OSError:
+            raise socket.gaierror(socket.EAI_NONAME, "unknown") from None
+
+
+HOSTILE = [
+    # this machine
+    "http://127.0.0.1/",
+    "http://127.0.0.1:8091/jobs",
+    "http://127.1/",
+    "http://127.255.255.254/",
+    "http://0177.0.0.1/",
+    "http://0x7f.0.0.1/",
+    "http://0x7f000001/",
+    "http://2130706433/",
+    "http://017700000001/",
+    "http://0/",
+    "http://0.0.0.0/",
+    "http://0.1.2.3/",
+    "http://[::1]/",
+    "http://[::]/",
+    "http://[0:0:0:0:0:0:0:1]/",
+    "http://[::ffff:127.0.0.1]/",
+    "http://[::ffff:7f00:1]/",
+    "http://[::127.0.0.1]/",
+    "http://[64:ff9b::127.0.0.1]/",
+    "http://[64:ff9b:1::7f00:1]/",
+    "http://[2002:7f00:1::]/",
+    "http://[2001:0:7f00:1::80ff:fffe]/",
+    "http://localhost/",
+    "http://LOCALHOST/",
+    "http://localhost./",
+    "http://127.0.0.1./",
+    "http://127.0.0.1\u3002/",
+    "http://１２７.0.0.1/",  # noqa: RUF001 - full-width digits
+    "http://①②⑦.0.0.1/",
+    "http://127。0。0。1/",
+    # metadata services
+    "http://169.254.169.254/latest/meta-data/",
+    "http://0xA9FEA9FE/",
+    "http://2852039166/",
+    "http://169.254.43518/",
+    "http://[::ffff:169.254.169.254]/",
+    "http://[fe80::1]/",
+    "http://[fd00:ec2::254]/",
+    "http://100.100.100.200/",
+    "http://192.0.0.192/",
+    "http://168.63.129.16/",
+    "http://metadata.internal/",
+    # private and special networks
+    "http://10.0.0.1/",
+    "http://10.255.255.255/",
+    "http://172.16.0.1/",
+    "http://172.17.0.1/",
+    "http://172.31.255.255/",
+    "http://192.168.1.1/",
+    "http://100.64.0.1/",
+    "http://198.18.0.1/",
+    "http://192.0.2.1/",
+    "http://198.51.100.1/",
+    "http://203.0.113.1/",
+    "http://192.88.99.1/",
+    "http://224.0.0.1/",
+    "http://239.255.255.250:1900/",
+    "http://240.0.0.1/",
+    "http://255.255.255.255/",
+    "http://[fc00::1]/",
+    "http://[fec0::1]/",
+    "http://[ff02::1]/",
+    "http://[100::1]/",
+    "http://[2001:db8::1]/",
+    "http://[3fff::1]/",
+    "http://[5f00::1]/",
+    "http://[::ffff:10.0.0.1]/",
+    "http://[2002:a00:1::1]/",
+    "http://[64:ff9b::10.0.0.1]/",
+    "http://intranet/",
+    # URLs that say one thing to one reader and another to the next
+    "http://public.example@127.0.0.1/",
+    "http://127.0.0.1@public.example/",
+    "http://public.example:80@127.0.0.1/",
+    "http://:secret@public.example/",
+    "http://public.example\\@127.0.0.1/",
+    "http://127.0.0.1\\@public.example/",
+    "http://public.example#@127.0.0.1:99999/",
+    "http://127.0.0.1%2f@public.example/",
+    "http://public.example:0/",
+    "http://public.example:99999/",
+    "http://public.example:80:80/",
+    "http://public.example\r\nHost: intranet/",
+    "http://public.example/\r\nX-Injected: 1",
+    "http://public.example/\x00",
+    "http://public\texample/",
+    "http://public example/",
+    "http://public.example\u202e/",
+    "http://unknown.example/",
+    "http://" + "a" * 300 + ".example/",
+    "http://public.example/" + "a" * 2048,
+    "http://[public.example]/",
+    "http://[::1",
+    "http://[fe80::1%25eth0]/",
+    "http://",
+    "http:///path",
+    "http:public.example",
+    "//public.example/",
+    "public.example",
+    "",
+    # other protocols
+    "file:///etc/passwd",
+    "ftp://public.example/",
+    "gopher://127.0.0.1:6379/_FLUSHALL",
+    "unix:///var/run/docker.sock",
+    "javascript:alert(1)",
+    "data:text/plain,hello",
+    "ws://public.example/",
+]
+
+
+@pytest.fixture
+def names() -> Names:
+    return Names(
+        public_example=[PUBLIC],
+        localhost=["::1", "127.0.0.1"],
+        metadata_internal=["169.254.169.254"],
+        intranet=["10.1.2.3"],
+    )
+
+
+@pytest.mark.parametrize("url", HOSTILE, ids=[ascii(url)[:60] for url in HOSTILE])
+async def test_a_hostile_address_is_refused(names: Names, url: str) -> None:
+    if url == "http://public.example#@127.0.0.1:99999/":
+        # Everything after the # is a fragment, to every reader: what is connected to is public.
+        assert (await EgressPolicy(resolver=names).check(url)).addresses == (PUBLIC,)
+        return
+    with pytest.raises(EgressRefused) as refusal:
+        await EgressPolicy(resolver=names).check(url)
+
+    assert str(refusal.value)[0].isupper()
+    assert str(refusal.value).endswith(".")
+
+
+@pytest.mark.parametrize("url", HOSTILE, ids=[ascii(url)[:60] for url in HOSTILE])
+async def test_permission_for_loopback_opens_nothing_else(names: Names, url: str) -> None:
+    try:
+        target = await EgressPolicy(resolver=names, allow_loopback=True).check(url)
+    except EgressRefused:
+        return
+    for address in target.addresses:
+        ip = ipaddress.ip_address(address)
+        mapped = getattr(ip, "ipv4_mapped", None) or ip
+        assert mapped.is_loopback or address == PUBLIC
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("http://public.example/callback", PUBLIC),
+        ("https://public.example:8443/callback?x=1", PUBLIC),
+        ("http://PUBLIC.example/", PUBLIC),
+        (f"http://{PUBLIC}/", PUBLIC),
+        ("http://[2606:2800:21f:cb07:6820:80da:af6b:8b2c]/", "2606:2800:21f:cb07:6820:80da:af6b:8b2c"),
+        ("http://11.0.0.1/", "11.0.0.1"),
+        ("http://172.32.0.1/", "172.32.0.1"),
+        ("http://192.0.1.1/", "192.0.1.1"),
+        ("http://192.169.0.1/", "192.169.0.1"),
+    ],
+)
+async def test_public_addresses_are_allowed(names: Names, url: str, address: str) -> None:
+    assert (await EgressPolicy(resolver=names).check(url)).addresses == (address,)
+
+
+async def test_a_name_is_resolved_once(names: Names) -> None:
+    await EgressPolicy(resolver=names).check("http://public.example/")
+
+    assert names.asked == ["public.example"]
+
+
+async def test_of_mixed_answers_only_the_allowed_addresses_are_used() -> None:
+    names = Names(mixed_example=["10.0.0.1", PUBLIC, "::1", "169.254.169.254", "8.8.8.8"])
+
+    target = await EgressPolicy(resolver=names).check("http://mixed.example/")
+
+    assert target.addresses == (PUBLIC, "8.8.8.8")
+
+
+async def test_a_name_with_no_allowed_address_is_refused() -> None:
+    names = Names(mixed_example=["10.0.0.1", "::1", "not an address", ""], empty_example=[])
+
+    for url in ("http://mixed.example/", "http://empty.example/"):
+        with pytest.raises(EgressRefused):
+            await EgressPolicy(resolver=names).check(url)
+
+
+async def test_networks_can_be_allowed_one_by_one(names: Names) -> None:
+    policy = EgressPolicy(resolver=names, allowed_networks=("172.17.0.1/32", "fd00:1::/64"))
+
+    assert (await policy.check("http://172.17.0.1:8000/")).addresses == ("172.17.0.1",)
+    assert (await policy.check("http://[fd00:1::5]/")).addresses == ("fd00:1::5",)
+    assert policy.allows("::ffff:172.17.0.1")
+    for url in ("http://172.17.0.2/", "http://127.0.0.1/", "http://[fd00:2::5]/"):
+        with pytest.raises(EgressRefused):
+            await policy.check(url)
+
+
+async def test_a_name_that_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callback.egress.RESOLVE_TIMEOUT_S", 0.05)
+
+    async def slow(_host: str, _port: int) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+    with pytest.raises(EgressRefused, match="did not resolve within"):
+        await EgressPolicy(resolver=slow).check("http://public.example/")
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(-2, "unknown"), UnicodeError("label too long"), ValueError("null")])
+async def test_whatever_resolving_raises_is_a_refusal(error: Exception) -> None:
+    async def broken(_host: str, _port: int) -> list[str]:
+        raise error
+
+    with pytest.raises(EgressRefused, match="does not resolve"):
+        await EgressPolicy(resolver=broken).check("http://public.example/")
+
+
+async def test_the_system_resolver_reads_numbers_without_a_network() -> None:
+    assert await system_resolver("127.1", 80) == ["127.0.0.1"]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://public.example/a%2Fb?token=a%2Bb%2F%3D&x=%7e#part",
+        "http://public.example/a/../b;v=1?q=a'b",
+    ],
+)
+async def test_path_and_query_stay_as_the_client_wrote_them(names: Names, url: str) -> None:
+    target = await EgressPolicy(resolver=names).check(url)
+
+    assert str(target.url) == url
+    assert target.url.with_host(PUBLIC).raw_path_qs == url.removeprefix("http://public.example").partition("#")[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("http://a.example/x", "http://a.example/y"),
+        ("http://a.example?1", "http://a.example?2"),
+        ("http://A.example/", "http://a.example./"),
+        ("http://a.example/", "http://a.example:80/"),
+    ],
+)
+def test_one_receiver_has_one_name(one: str, other: str) -> None:
+    assert receiver_of(one) == receiver_of(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("http://a.example/", "http://b.example/"), ("http://a.example/", "https://a.example/")],
+)
+def test_two_receivers_have_two_names(one: str, other: str) -> None:
+    assert receiver_of(one) != receiver_of(other)
+
+
+# ---- the checked address is what is connected to ---------------------------------------------------------------------
+
+
+def parcel(url: str) -> Parcel:
+    return Parcel(
+        key="key",
+        owner="anyone",
+        job_id="job-1",
+        webhook_id="msg_key",
+        receiver=receiver_of(url),
+        attempt=1,
+        url=url,
+        secret=None,
+        image_url=None,
+        expiry=None,
+        give_up_at=1e12,
+        payload_status="failed",
+        finished_at=1_900_000_000.0,
+        error="It broke.",
+        picture_key=None,
+        picture_sha256=None,
+        picture_size_bytes=None,
+        picture_width=None,
+        picture_height=None,
+    )
+
+
+async def post(target: Target, tls: ssl.SSLContext | None = None) -> Reply:
+    async with Sender(tls) as sender:
+        return await sender.post(parcel(str(target.url)), None, target, sent_at=1_900_000_000.0, timeout_s=10)
+
+
+async def test_the_checked_address_is_connected_to_and_the_host_keeps_its_name() -> None:
+    async with raw_receiver() as receiver:
+        # The name would lead elsewhere, and cannot even be resolved.
+        url = f"http://public.example:{receiver.port}/callback"
+        names = Names(public_example=["127.0.0.1"])
+        target = await EgressPolicy(resolver=names, allow_loopback=True).check(url)
+
+        reply = await post(target)
+
+    assert reply.accepted
+    assert receiver.requests[0].header("Host") == f"public.example:{receiver.port}"
+    assert names.asked == ["public.example"]
+
+
+async def test_the_next_address_is_tried_when_the_first_does_not_answer() -> None:
+    async with raw_receiver() as receiver:
+        url = URL(f"http://dual.example:{receiver.port}/callback")
+
+        reply = await post(Target(url, ("::1", "127.0.0.2", "127.0.0.1")))
+
+    assert reply.accepted
+    assert receiver.connections == 1
+
+
+async def test_no_second_address_is_tried_once_something_was_sent() -> None:
+    async def hang_up(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async with raw_receiver(hang_up, host="0.0.0.0") as receiver:  # noqa: S104 - every loopback address
+        url = URL(f"http://dual.example:{receiver.port}/callback")
+        with pytest.raises(NoReply):
+            await post(Target(url, ("127.0.0.1", "127.0.0.2")))
+
+    assert receiver.peers == ["127.0.0.1"]
+
+
+def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """Return the server's and the client's side of a certificate for `name`."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    file = folder / "certificate.pem"
+    encoding = serialization.Encoding.PEM
+    private = key.private_bytes(encoding, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file.write_bytes(private + signed.public_bytes(encoding))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(file)
+    return server, ssl.create_default_context(cafile=str(file))
+
+
+async def test_tls_is_spoken_with_the_name_and_not_with_the_address(tmp_path: Path) -> None:
+    server, client = certificate(tmp_path, "public.example")
+    asked: list[str | None] = []
+    server.sni_callback = lambda _socket, name, _context: asked.append(name)
+    async with raw_receiver(tls=server) as receiver:
+        url = URL(f"https://public.example:{receiver.port}/callback")
+
+        reply = await post(Target(url, ("127.0.0.1",)), client)
+
+    assert reply.accepted
+    assert asked == ["public.example"]
+    assert receiver.requests[0].header("Host") == f"public.example:{receiver.port}"
+
+
+async def test_a_certificate_of_another_name_is_refused(tmp_path: Path) -> None:
+    server, client = certificate(tmp_path, "other.example")
+    async with raw_receiver(tls=server) as receiver:
+        url = URL(f"https://public.example:{receiver.port}/callback")
+
+        with pytest.raises(NoReply):
+            await post(Target(url, ("127.0.0.1",)), client)
+
+    assert receiver.requests == []
+
+
+async def test_an_untrusted_certificate_is_refused(tmp_path: Path) -> None:
+    server, _ = certificate(tmp_path, "public.example")
+    async with raw_receiver(tls=server) as receiver:
+        url = URL(f"https://public.example:{receiver.port}/callback")
+
+        with pytest.raises(NoReply):
+            await post(Target(url, ("127.0.0.1",)))
+
+    assert receiver.requests == []

@@ -1,0 +1,170 @@
+import asyncio
+
+import pytest
+import sqlalchemy as sa
+
+from callback.records import JobView, artifact_key
+from callback.schema import deliveries, delivery_attempts, jobs
+from stress.callback_server import CallbackServer
+from tests.unit.callback.tracker_kit import BOUND_S, Desk, StartDesk, rejected
+
+DAY_S = 24 * 3600.0
+
+
+async def rendered(desk: Desk, job_id: str, *, size_bytes: int = 100, **fields: object) -> JobView:
+    await desk.submit(job_id, **fields)
+    await desk.complete(await desk.claim_one(), bytes(size_bytes))
+    return await desk.view(job_id)
+
+
+async def sweep(desk: Desk) -> None:
+    await desk.tracker._retention.sweep()
+
+
+def job_ids(desk: Desk) -> list[str]:
+    return [row["job_id"] for row in desk.rows(sa.select(jobs.c.job_id).order_by(jobs.c.seq))]
+
+
+async def test_jobs_are_forgotten_with_their_pictures_after_the_retention(desk: Desk) -> None:
+    await rendered(desk, "old")
+    desk.clock.advance(desk.config.retention_s - 10)
+    young = await rendered(desk, "young")
+    desk.clock.advance(20)
+
+    await sweep(desk)
+
+    assert job_ids(desk) == ["young"]
+    assert desk.pictures.keys() == {artifact_key(young.key, 1)}
+    assert await desk.tracker.get("anyone", "old") is None
+
+
+async def test_open_jobs_are_never_forgotten(start: StartDesk) -> None:
+    desk = await start(retention_s=1.0, queue_timeout_s=10 * DAY_S)
+    await desk.submit("waiting")
+    desk.clock.advance(DAY_S)
+
+    await sweep(desk)
+
+    assert job_ids(desk) == ["waiting"]
+
+
+async def test_a_job_is_kept_until_its_callback_is_settled_for_good(start: StartDesk, receiver: CallbackServer) -> None:
+    receiver.misbehave(answer_status=503)
+    desk = await start(retention_s=10.0)
+    await rendered(desk, "job-1", callback_url=receiver.callback_url)
+    await desk.until_settled()
+    desk.clock.advance(11)
+    await desk.until_settled(attempts=2)
+
+    await sweep(desk)
+    assert job_ids(desk) == ["job-1"]
+
+    receiver.behave()
+    desk.clock.advance(10)
+    await desk.until(lambda view: view.delivery is not None and view.delivery.final)
+    await sweep(desk)
+
+    assert job_ids(desk) == []
+    assert desk.rows(deliveries.select()) == desk.rows(delivery_attempts.select()) == []
+
+
+async def test_pictures_of_lost_attempts_go_with_their_job(desk: Desk) -> None:
+    await desk.submit()
+    for _ in range(2):
+        lost = await desk.claim_one()
+        desk.pictures.publish(lost.artifact_key, b"published, but its report was lost")
+        await desk.release(lost)
+    await desk.complete(await desk.claim_one())
+    assert len(desk.pictures.keys()) == 3
+    desk.clock.advance(desk.config.retention_s + 1)
+
+    await sweep(desk)
+
+    assert desk.pictures.keys() == set()
+
+
+async def test_the_oldest_pictures_go_when_there_are_too_many_bytes(start: StartDesk) -> None:
+    desk = await start(retention_bytes=1000)
+    views = []
+    for n in range(5):
+        views.append(await rendered(desk, f"job-{n}", size_bytes=300))
+        desk.clock.advance(1)
+
+    await sweep(desk)
+
+    assert desk.pictures.keys() == {artifact_key(view.key, 1) for view in views[2:]}
+    assert [(await desk.view(f"job-{n}")).picture_deleted for n in range(5)] == [True, True, False, False, False]
+    assert len(job_ids(desk)) == 5
+
+
+async def test_a_picture_that_is_still_to_be_sent_is_kept_however_many_bytes_there_are(
+    start: StartDesk, receiver: CallbackServer
+) -> None:
+    receiver.misbehave(answer_status=503)
+    desk = await start(retention_bytes=0)
+    unsent = await rendered(desk, "unsent", callback_url=receiver.callback_url)
+    await desk.until_settled("unsent")
+    await rendered(desk, "unneeded")
+
+    await sweep(desk)
+
+    assert desk.pictures.keys() == {artifact_key(unsent.key, 1)}
+
+
+async def test_a_picture_that_was_removed_cannot_be_sent_again(start: StartDesk, receiver: CallbackServer) -> None:
+    desk = await start(retention_bytes=0)
+    await rendered(desk, "job-1", callback_url=receiver.callback_url)
+    await desk.until_settled()
+    await sweep(desk)
+
+    assert rejected(await desk.redeliver()) == "not_redeliverable"
+
+
+async def test_more_old_jobs_than_one_batch_are_forgotten_in_one_sweep(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("callback.retention.BATCH", 3)
+    for n in range(8):
+        await rendered(desk, f"job-{n}")
+    desk.clock.advance(desk.config.retention_s + 1)
+
+    await sweep(desk)
+
+    assert job_ids(desk) == []
+    assert desk.pictures.keys() == set()
+
+
+async def test_retention_runs_by_itself(start: StartDesk) -> None:
+    desk = await start(retention_interval_s=0.02, retention_s=10.0)
+    await rendered(desk, "old")
+    desk.clock.advance(11)
+
+    async with asyncio.timeout(BOUND_S):
+        while await desk.tracker.get("anyone", "old") is not None:  # noqa: ASYNC110 - forgetting tells nobody
+            await asyncio.sleep(0.01)
+
+
+async def test_a_picture_store_that_fails_is_reported_and_does_not_end_retention(
+    start: StartDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = await start(retention_interval_s=0.02, retention_s=10.0)
+    await rendered(desk, "old")
+    failed = asyncio.Event()
+    loop, delete = asyncio.get_running_loop(), desk.pictures.delete
+
+    def broken(_key: str) -> None:
+        loop.call_soon_threadsafe(failed.set)
+        raise RuntimeError("the object store is away")
+
+    monkeypatch.setattr(desk.pictures, "delete", broken)
+    desk.clock.advance(11)
+    await asyncio.wait_for(failed.wait(), BOUND_S)
+    async with asyncio.timeout(BOUND_S):
+        while "object store is away" not in " ".join((await desk.tracker.health()).degraded):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert job_ids(desk) == ["old"]
+
+    monkeypatch.setattr(desk.pictures, "delete", delete)
+    async with asyncio.timeout(BOUND_S):
+        while job_ids(desk) or (await desk.tracker.health()).degraded:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

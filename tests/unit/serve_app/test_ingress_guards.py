@@ -1,0 +1,36 @@
+"""What the service refuses to start with."""
+
+from pathlib import Path
+
+import pytest
+import ray
+
+from serve_app.app import build
+from serve_app.ingress import _refuse_local_data_on_a_cluster
+from serve_app.settings import Settings
+
+
+def nodes(count: int) -> list[dict[str, bool]]:
+    return [{"Alive": True}] * count + [{"Alive": False}]
+
+
+def test_local_data_is_refused_on_more_than_one_node(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    local = Settings(data_dir=tmp_path)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(1))
+    _refuse_local_data_on_a_cluster(local)
+    monkeypatch.setattr(ray, "nodes", lambda: nodes(2))
+    with pytest.raises(RuntimeError, match="2 nodes, but store_url and artifacts_url"):
+        _refuse_local_data_on_a_cluster(local)
+    with pytest.raises(RuntimeError, match="but artifacts_url lie"):
+        _refuse_local_data_on_a_cluster(Settings(data_dir=tmp_path, store_url="postgresql://db/darkroom"))
+    shared = {"store_url": "postgresql://db/darkroom", "artifacts_url": "s3://bucket/pictures"}
+    _refuse_local_data_on_a_cluster(Settings(**shared))
+
+
+def test_a_password_in_args_is_refused_and_one_in_the_environment_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "postgresql://user:secret@db/darkroom"
+    with pytest.raises(ValueError, match="DARKROOM_STORE_URL") as refused:
+        build(Settings(store_url=url))
+    assert "secret" not in str(refused.value)
+    monkeypatch.setenv("DARKROOM_STORE_URL", url)
+    build(Settings())

@@ -1,0 +1,102 @@
+"""The mirror: open jobs from memory, final ones from the tracker, long polls that miss nothing."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+from fakes import FakeTracker, until, view
+
+from callback.errors import TrackerUnavailable
+from callback.records import Changes, Cursor, DeliveryView, JobView
+from callback.states import DeliveryState, JobState
+from serve_app.mirror import Mirror
+
+
+@pytest.fixture
+def tracker() -> FakeTracker:
+    return FakeTracker()
+
+
+@pytest.fixture
+def mirror(tracker: FakeTracker) -> Mirror:
+    return Mirror(tracker)  # type: ignore[arg-type]
+
+
+async def tell(mirror: Mirror, tracker: FakeTracker, *views: JobView, reset: bool = False) -> None:
+    """Let the mirror read one answer of the change stream."""
+    tracker.stream.put_nowait(Changes(Cursor(1, 1), views, reset=reset))
+    await mirror.follow()
+
+
+async def test_an_open_job_is_answered_without_asking_the_tracker(mirror: Mirror, tracker: FakeTracker) -> None:
+    await tell(mirror, tracker, view())
+    assert await mirror.find("public", "job") == view()
+    assert await mirror.find("somebody else", "job") is None
+    assert tracker.asked == ["job"]
+
+
+@pytest.mark.defect("D4")
+@pytest.mark.defect("D16")
+async def test_a_final_job_is_never_answered_from_memory(mirror: Mirror, tracker: FakeTracker) -> None:
+    old = view("old", state=JobState.COMPLETED)
+    await tell(mirror, tracker, old)
+    # Another ingress replica has accepted a new job under the id, and the stream has not told us yet.
+    tracker.answers["job"] = view("new", seq=2)
+    found = await mirror.find("public", "job")
+    assert found is not None
+    assert found.key == "new"
+
+
+async def test_positions_count_those_that_wait_before(mirror: Mirror, tracker: FakeTracker) -> None:
+    first, second, third = (view(f"k{n}", f"job{n}", seq=n) for n in (1, 2, 3))
+    await tell(mirror, tracker, first, second)
+    assert [mirror.position(one) for one in (first, second, third)] == [1, 2, 3]
+    running = replace(first, state=JobState.PROCESSING, started_at=1.0)
+    await tell(mirror, tracker, running)
+    assert mirror.position(running) is None
+    assert mirror.position(second) == 1
+
+
+async def test_a_long_poll_ends_with_the_job(mirror: Mirror, tracker: FakeTracker) -> None:
+    await tell(mirror, tracker, view())
+    poll = asyncio.create_task(mirror.wait_until_settled(view(), 30))
+    await until(lambda: bool(mirror._watches))
+    await tell(mirror, tracker, view(state=JobState.PROCESSING, started_at=1.0))
+    assert not poll.done()
+    await tell(mirror, tracker, view(state=JobState.COMPLETED))
+    assert (await asyncio.wait_for(poll, 2)).state is JobState.COMPLETED
+    assert not mirror._watches
+
+
+async def test_a_long_poll_waits_for_the_first_delivery_attempt_but_not_beyond_its_bound(
+    mirror: Mirror, tracker: FakeTracker
+) -> None:
+    delivery = DeliveryView(
+        DeliveryState.PENDING, "msg", 1, final=False, settles_by=time.time() + 0.3, payload_status=""
+    )
+    ended = view(state=JobState.COMPLETED, delivery=delivery)
+    began = time.monotonic()
+    settled = await mirror.wait_until_settled(ended, 30)
+    assert 0.2 < time.monotonic() - began < 5
+    assert settled is ended
+
+
+@pytest.mark.defect("D7")
+async def test_a_long_poll_learns_what_it_missed_when_the_tracker_was_replaced(
+    mirror: Mirror, tracker: FakeTracker
+) -> None:
+    await tell(mirror, tracker, view())
+    poll = asyncio.create_task(mirror.wait_until_settled(view(), 30))
+    await until(lambda: bool(mirror._watches))
+    tracker.answers["job"] = view(state=JobState.COMPLETED)
+    await tell(mirror, tracker, reset=True)
+    assert (await asyncio.wait_for(poll, 2)).state is JobState.COMPLETED
+    assert not mirror.has_queued("m")
+
+
+async def test_a_silent_tracker_does_not_end_the_stream(mirror: Mirror, tracker: FakeTracker) -> None:
+    tracker.stream.put_nowait(TrackerUnavailable("silent"))
+    await mirror.follow()
+    await tell(mirror, tracker, view())
+    assert mirror.has_queued("m")
