@@ -52,13 +52,13 @@ def test_a_job_that_renders_too_long_times_out_and_the_next_one_is_rendered(clie
 
 @pytest.mark.defect("D19")
 def test_more_open_jobs_than_allowed_get_429_and_a_time_to_come_back(narrow: App, client: DarkroomClient) -> None:
-    accepted = [client.submit(**{**TINY, "num_inference_steps": 8}) for _ in range(OPEN_JOBS)]
+    bodies = [{**TINY, "num_inference_steps": 8, "job_id": f"full-{n}"} for n in range(OPEN_JOBS)]
+    accepted = [client.submit(**body) for body in bodies]
     answer = httpx.post(f"{narrow.url}/inference", json=TINY, trust_env=False)
     assert (answer.status_code, answer.json()["error_code"]) == (429, "queue_full")
     assert int(answer.headers["Retry-After"]) > 0
-    repeated = {**TINY, "num_inference_steps": 8, "job_id": accepted[-1].job_id}
     # A repeat of an accepted submission is answered all the same (same id, same body).
-    assert httpx.post(f"{narrow.url}/inference", json=repeated, trust_env=False).status_code == 200
+    assert httpx.post(f"{narrow.url}/inference", json=bodies[-1], trust_env=False).status_code == 200
     for one in accepted:
         assert client.wait(one.job_id, timeout_s=30).is_final
     assert client.wait(client.submit(**TINY).job_id, timeout_s=20).status == "completed"
