@@ -38,7 +38,7 @@ class ReplicaWatch:
         for name, one in latest.items():
             if one.message and one.message != self._message_of(name):
                 # It may hold stacks and paths: for the log, not for clients.
-                _log.warning("Serve on a model's replicas", extra={"model": name, "serve_message": one.message})
+                _log.info("Serve on a model's replicas", extra={"model": name, "serve_message": one.message})
         self.latest = latest
         settled = latest and all(one.running for one in latest.values())
         await asyncio.sleep(ASK_EVERY_S if settled else ASK_WHILE_STARTING_S)
