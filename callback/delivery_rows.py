@@ -118,8 +118,9 @@ def due(tx: sa.Connection, now: float, limit: int, *, busy: Collection[str] = ()
 
     Those of `busy` receivers are left out, so that many to one that is down do not hide the others.
     """
-    where = (_NOT_FINAL, deliveries.c.next_attempt_at <= now, deliveries.c.receiver.not_in(list(busy)))
-    query = sa.select(deliveries.c.key, deliveries.c.receiver).where(*where)
+    query = sa.select(deliveries.c.key, deliveries.c.receiver).where(_NOT_FINAL, deliveries.c.next_attempt_at <= now)
+    if busy:
+        query = query.where(deliveries.c.receiver.not_in(list(busy)))
     rows = tx.execute(query.order_by(deliveries.c.next_attempt_at).limit(limit))
     return [(row.key, row.receiver) for row in rows]
 

@@ -17,7 +17,7 @@ _VIEW = (
 )
 _COMMON = tuple(field for field in JobView.__dataclass_fields__ if field in jobs.c)
 _DELIVERY = tuple(DeliveryView.__dataclass_fields__)
-_HAS_PICTURE = (jobs.c.picture_key.is_not(None), jobs.c.picture_deleted_at.is_(None))
+_HAS_PICTURE = (jobs.c.picture_size_bytes.is_not(None), jobs.c.picture_deleted_at.is_(None))
 _SETTLED = sa.or_(deliveries.c.key.is_(None), deliveries.c.final.is_(sa.true()))
 
 
@@ -77,7 +77,7 @@ def insert(statement: Any, tx: sa.Connection, job: NewJob, seq: int, now: float)
 
 
 def _one(tx: sa.Connection, *where: sa.ColumnElement[bool]) -> JobView | None:
-    row = tx.execute(_VIEW.where(*where)).mappings().first()
+    row = tx.execute(_VIEW.order_by(None).where(*where)).mappings().first()
     return view_of(row) if row is not None else None
 
 
@@ -187,11 +187,15 @@ def page(
     tx: sa.Connection, owner: str | None, states: Sequence[JobState], before: int | None, limit: int
 ) -> list[JobView]:
     """Return up to `limit` jobs, newest first, older than queue number `before`."""
+    if len(states) > 1:
+        # One by one: the index leads to the newest of one state, not to the newest of several.
+        views = [view for state in states for view in page(tx, owner, (state,), before, limit)]
+        return sorted(views, key=lambda view: view.seq, reverse=True)[:limit]
     query = _VIEW.order_by(None).order_by(jobs.c.seq.desc()).limit(limit)
     if owner is not None:
         query = query.where(jobs.c.owner == owner)
     if states:
-        query = query.where(jobs.c.state.in_(list(states)))
+        query = query.where(jobs.c.state == states[0])
     if before is not None:
         query = query.where(jobs.c.seq < before)
     return [view_of(row) for row in tx.execute(query).mappings()]

@@ -96,12 +96,15 @@ sa.Index("jobs_owner_seq", jobs.c.owner, jobs.c.seq)
 sa.Index("jobs_owner_state_seq", jobs.c.owner, jobs.c.state, jobs.c.seq)
 _is_open = jobs.c.finished_at.is_(None)
 sa.Index("jobs_open", jobs.c.seq, sqlite_where=_is_open, postgresql_where=_is_open)
-sa.Index("jobs_finished_at", jobs.c.finished_at)
-_has_picture = sa.and_(jobs.c.picture_key.is_not(None), jobs.c.picture_deleted_at.is_(None))
+_is_final = jobs.c.finished_at.is_not(None)
+sa.Index("jobs_finished_at", jobs.c.finished_at, sqlite_where=_is_final, postgresql_where=_is_final)
+_has_picture = sa.and_(jobs.c.picture_size_bytes.is_not(None), jobs.c.picture_deleted_at.is_(None))
+# It holds whatever the sum of the sizes needs, so that the rows themselves are not read for it.
 sa.Index(
     "jobs_pictures_kept",
     jobs.c.finished_at,
     jobs.c.picture_size_bytes,
+    jobs.c.picture_deleted_at,
     sqlite_where=_has_picture,
     postgresql_where=_has_picture,
 )

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 pytest.register_assert_rewrite(
-    "tests.unit.callback.tracker_kit",
     "tests.unit.callback.test_tracker_submit",
     "tests.unit.callback.test_tracker_attempts",
 )

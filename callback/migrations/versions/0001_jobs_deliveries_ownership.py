@@ -56,7 +56,14 @@ def upgrade() -> None:
         sqlite_where=sa.text("superseded_at IS NULL"),
         postgresql_where=sa.text("superseded_at IS NULL"),
     )
-    op.create_index("jobs_finished_at", "jobs", ["finished_at"], unique=False)
+    op.create_index(
+        "jobs_finished_at",
+        "jobs",
+        ["finished_at"],
+        unique=False,
+        sqlite_where=sa.text("finished_at IS NOT NULL"),
+        postgresql_where=sa.text("finished_at IS NOT NULL"),
+    )
     op.create_index(
         "jobs_idempotency_key",
         "jobs",
@@ -79,10 +86,10 @@ def upgrade() -> None:
     op.create_index(
         "jobs_pictures_kept",
         "jobs",
-        ["finished_at", "picture_size_bytes"],
+        ["finished_at", "picture_size_bytes", "picture_deleted_at"],
         unique=False,
-        sqlite_where=sa.text("picture_key IS NOT NULL AND picture_deleted_at IS NULL"),
-        postgresql_where=sa.text("picture_key IS NOT NULL AND picture_deleted_at IS NULL"),
+        sqlite_where=sa.text("picture_size_bytes IS NOT NULL AND picture_deleted_at IS NULL"),
+        postgresql_where=sa.text("picture_size_bytes IS NOT NULL AND picture_deleted_at IS NULL"),
     )
     op.create_table(
         "tracker_owner",

@@ -91,6 +91,20 @@ async def test_a_running_attempt_is_not_taken_for_a_waiting_one_after_a_restart(
     assert await successor.complete(claim) is True
 
 
+async def test_the_start_of_an_attempt_is_recorded_though_its_tracker_died(desk: Desk, start: StartDesk) -> None:
+    await desk.submit()
+    claim = await desk.claim_one()
+    await desk.renew(claim)
+    started_at = desk.clock.now()
+    await crash(desk.tracker)
+    successor = await start()
+    successor.clock.advance(5)
+
+    await successor.do(replace(successor.completion(claim), started_at=started_at))
+
+    assert (await successor.view()).started_at == started_at
+
+
 async def test_a_claim_whose_answer_was_lost_is_answered_by_the_successor(desk: Desk, start: StartDesk) -> None:
     await desk.submit()
     command = desk.claim_command()

@@ -1,0 +1,197 @@
+"""How a client finds, waits for and replaces the tracker. Ray is left out: handles are the test's own."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+
+from callback import client as client_module
+from callback.client import TrackerClient
+from callback.config import TrackerConfig
+from callback.errors import JobIdInUse, StoreUnavailable, TrackerUnavailable
+from callback.records import JobView, Rejected, Submit
+from tests.unit.callback.tracker_kit import BOUND_S, Desk, new_job
+
+Behaviour = Callable[..., Awaitable[Any]]
+
+
+class Handle:
+    """A tracker as the client sees it: every method answers as told."""
+
+    def __init__(self, name: str, answer: Behaviour) -> None:
+        self.name = name
+        self._answer = answer
+
+    def __getattr__(self, method: str) -> Any:
+        answer = self._answer
+
+        class Method:
+            def remote(self, *args: Any) -> Awaitable[Any]:
+                return answer(method, *args)
+
+        return Method()
+
+
+class Cluster:
+    """The trackers under the name, one after the other: a killed one makes room for the next."""
+
+    def __init__(self, *answers: Behaviour) -> None:
+        self.handles = [Handle(f"tracker-{n}", answer) for n, answer in enumerate(answers)]
+        self.killed: list[str] = []
+        self._current = 0
+
+    def find(self) -> Handle:
+        return self.handles[self._current]
+
+    def kill(self, handle: Handle, *, no_restart: bool) -> None:
+        assert no_restart
+        self.killed.append(handle.name)
+        self._current = min(self._current + 1, len(self.handles) - 1)
+
+
+async def silent(*_: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+def late(answer: Any, after_s: float) -> Behaviour:
+    """Answer nothing until so many seconds after the first call."""
+    first: list[float] = []
+
+    async def behave(*_: Any) -> Any:
+        first.append(time.monotonic())
+        await asyncio.sleep(max(0.0, first[0] + after_s - time.monotonic()))
+        return answer
+
+    return behave
+
+
+@pytest.fixture
+async def connect(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., TrackerClient]]:
+    monkeypatch.setattr(client_module, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(client_module, "RETRY_PAUSE_S", 0.001)
+    clients: list[TrackerClient] = []
+
+    def connect_to(cluster: Cluster) -> TrackerClient:
+        client = TrackerClient(TrackerConfig("sqlite:///unused"), None, takeover_after_s=0.1)  # type: ignore[arg-type]
+        client._patient_until = 0.0  # the tracker has been there for long
+        monkeypatch.setattr(client, "_find_or_create", cluster.find)
+        monkeypatch.setattr(client_module.ray, "kill", cluster.kill)
+        client._spawn(client._pump())
+        clients.append(client)
+        return client
+
+    yield connect_to
+    for client in clients:
+        await client.close()
+
+
+async def test_a_silent_tracker_is_replaced(connect: Callable[..., TrackerClient]) -> None:
+    cluster = Cluster(silent, late(None, 0.0))
+
+    assert await connect(cluster).get("anyone", "job-1", timeout_s=BOUND_S) is None
+    assert cluster.killed == ["tracker-0"]
+
+
+async def test_a_successor_is_not_replaced_while_it_starts(connect: Callable[..., TrackerClient]) -> None:
+    cluster = Cluster(silent, late(None, 0.5))
+
+    await connect(cluster).get("anyone", "job-1", timeout_s=BOUND_S)
+
+    assert cluster.killed == ["tracker-0"]
+
+
+async def test_a_tracker_that_does_not_answer_is_reported_within_the_bound(
+    connect: Callable[..., TrackerClient],
+) -> None:
+    client = connect(Cluster(silent))
+
+    began = time.monotonic()
+    with pytest.raises(TrackerUnavailable, match="does not answer"):
+        await client.get("anyone", "job-1", timeout_s=0.2)
+
+    assert time.monotonic() - began < 5
+
+
+async def test_a_reader_waits_for_the_successor_of_a_tracker_that_is_being_replaced(
+    connect: Callable[..., TrackerClient],
+) -> None:
+    calls = 0
+
+    async def retiring(*_: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls < 3:
+            raise RayTaskError("get", "", TrackerUnavailable("This tracker is being replaced."))
+
+    assert await connect(Cluster(retiring)).get("anyone", "job-1") is None
+    assert calls == 3
+
+
+async def test_an_error_of_the_tracker_reaches_the_reader(connect: Callable[..., TrackerClient]) -> None:
+    async def broken(*_: Any) -> Any:
+        raise RayTaskError("get", "", StoreUnavailable("The disk is full."))
+
+    with pytest.raises(StoreUnavailable, match="full"):
+        await connect(Cluster(broken)).get("anyone", "job-1")
+
+
+async def test_a_command_whose_answer_was_lost_is_sent_again_and_answers_the_same(
+    connect: Callable[..., TrackerClient], desk: Desk
+) -> None:
+    attempts = 0
+
+    async def losing_answers(_method: str, version: int, commands: Any) -> Any:
+        nonlocal attempts
+        attempts += 1
+        answers = await desk.tracker.execute(version, commands)
+        if attempts < 3:
+            raise ActorDiedError
+        return answers
+
+    view = await connect(Cluster(losing_answers)).submit(Submit(new_job()), timeout_s=BOUND_S)
+
+    assert isinstance(view, JobView)
+    assert await desk.view() == view
+    assert attempts == 3
+
+
+async def test_refusals_come_as_errors_of_their_kind(connect: Callable[..., TrackerClient], desk: Desk) -> None:
+    async def tracker(_method: str, version: int, commands: Any) -> Any:
+        return await desk.tracker.execute(version, commands)
+
+    client = connect(Cluster(tracker))
+    await client.submit(Submit(new_job()))
+
+    with pytest.raises(JobIdInUse):
+        await client.submit(Submit(new_job(fingerprint="other")))
+
+
+async def test_one_refused_command_leaves_the_others_of_its_batch_alone(
+    connect: Callable[..., TrackerClient], desk: Desk
+) -> None:
+    async def tracker(_method: str, version: int, commands: Any) -> Any:
+        return await desk.tracker.execute(version, commands)
+
+    client = connect(Cluster(tracker))
+    submits = [client.submit(Submit(new_job("same", fingerprint=f"{n}"))) for n in range(5)]
+
+    outcomes = await asyncio.gather(*submits, return_exceptions=True)
+
+    assert sum(isinstance(outcome, JobView) for outcome in outcomes) == 1
+    assert sum(isinstance(outcome, JobIdInUse) for outcome in outcomes) == 4
+
+
+async def test_a_failing_store_is_told_at_once_and_not_retried(connect: Callable[..., TrackerClient]) -> None:
+    calls = 0
+
+    async def full(*_: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return (Rejected("store_unavailable", "The disk is full.", retryable=True),)
+
+    with pytest.raises(StoreUnavailable):
+        await connect(Cluster(full)).submit(Submit(new_job()))
+    assert calls == 1
