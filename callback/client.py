@@ -52,6 +52,7 @@ MAX_BATCH = 256
 BATCHES_UNDER_WAY = 2
 """Two, so that one is on its way while the other is being committed; more would only make batches smaller."""
 MAX_WAITING = 20_000
+_SILENCE = "The job tracker does not answer at the moment. Try again in a few seconds."
 
 T = TypeVar("T")
 
@@ -132,6 +133,10 @@ class TrackerClient:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        while not self._waiting.empty():
+            pending = self._waiting.get_nowait()
+            if not pending.future.done():
+                pending.future.set_result(Rejected(TrackerUnavailable.code, _SILENCE, retryable=True))
 
     # ---- finding, creating, replacing ---------------------------------------------------------------------------
 
@@ -193,7 +198,7 @@ class TrackerClient:
             except (RayActorError, ValueError):  # ValueError: the name was freed while we asked for it
                 self._forget(handle)
             if time.monotonic() >= deadline:
-                raise TrackerUnavailable("The job tracker does not answer at the moment. Try again in a few seconds.")
+                raise TrackerUnavailable(_SILENCE)
             await asyncio.sleep(RETRY_PAUSE_S)
 
     # ---- commands -----------------------------------------------------------------------------------------------
@@ -232,7 +237,11 @@ class TrackerClient:
             self._waiting.put_nowait(pending)
         except asyncio.QueueFull:
             raise TrackerUnavailable(f"{MAX_WAITING} commands wait for the tracker. Try again later.") from None
-        answer = await pending.future
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout_s + RETRY_PAUSE_S):
+                answer = await pending.future
+        except TimeoutError:
+            raise TrackerUnavailable(_SILENCE) from None
         if isinstance(answer, Rejected):
             if answer.code in REFUSALS:
                 raise REFUSALS[answer.code](answer.message)
@@ -241,12 +250,12 @@ class TrackerClient:
 
     async def _pump(self) -> None:
         while True:
-            first = await self._waiting.get()
+            batch = [await self._waiting.get()]
             await self._room.acquire()
-            batch = [first]
             while len(batch) < MAX_BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
-            self._spawn(self._send(batch))
+            # Whoever has given up waiting, or gone away, is not served any more.
+            self._spawn(self._send([pending for pending in batch if not pending.future.done()]))
 
     async def _send(self, batch: list[_Pending]) -> None:
         try:
@@ -263,8 +272,10 @@ class TrackerClient:
                 lambda tracker: tracker.execute.remote(PROTOCOL_VERSION, commands),
                 deadline=min(pending.deadline for pending in batch),
             )
-        except (TrackerError, RayError) as error:
-            answers = tuple(Rejected(TrackerUnavailable.code, str(error), retryable=True) for _ in batch)
+        except Exception as error:  # noqa: BLE001 - each command must get an answer, whatever Ray raises
+            if not isinstance(error, TrackerError):
+                _log.exception("call to the tracker failed")
+            answers = tuple(Rejected(TrackerUnavailable.code, _SILENCE, retryable=True) for _ in batch)
         again, now = [], time.monotonic()
         for pending, answer in zip(batch, answers, strict=True):
             lost = isinstance(answer, Rejected) and answer.retryable and answer.code != StoreUnavailable.code

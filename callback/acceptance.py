@@ -1,0 +1,120 @@
+"""The beginning of a job: a submission becomes a row, or turns out to be one that came before."""
+
+import sqlalchemy as sa
+
+from callback import job_rows
+from callback.board import Board, Entry
+from callback.clock import Clock
+from callback.committer import Run
+from callback.config import TrackerConfig
+from callback.errors import IdempotencyKeyReused, JobIdInUse, QueueFull
+from callback.metrics import TrackerMetrics
+from callback.records import JobView, NewJob
+from callback.schema import jobs
+from callback.states import FINAL, JobState
+from callback.store import Store
+from observability.logs import get_logger
+
+_log = get_logger("jobs")
+
+
+class Acceptance:
+    """Accepts submissions. `last_seq` is the highest queue number given so far."""
+
+    def __init__(
+        self, config: TrackerConfig, store: Store, run: Run, board: Board, clock: Clock, metrics: TrackerMetrics
+    ) -> None:
+        self._config = config
+        self._insert = store.insert(jobs)
+        self._run = run
+        self._board = board
+        self._clock = clock
+        self._metrics = metrics
+        self._being_submitted = 0
+        self.last_seq = 0
+
+    async def submit(self, job: NewJob) -> JobView:
+        """Accept the job, or return the one that the same submission made before.
+
+        Raises `QueueFull`, `JobIdInUse`, `IdempotencyKeyReused`.
+        """
+        full = len(self._board) + self._being_submitted >= self._config.max_open_jobs
+        self.last_seq += 1
+        seq, now = self.last_seq, self._clock.now()
+
+        def work(tx: sa.Connection) -> tuple[JobView, bool]:
+            if not full and job_rows.insert(self._insert, tx, job, seq, now):
+                return _fresh_view(job, seq, now), True
+            if (earlier := _earlier_submission(tx, job)) is not None:
+                return earlier, False
+            if full:
+                raise QueueFull(f"{self._config.max_open_jobs} jobs are open, as many as this service takes.")
+            _free_the_id(tx, job, now)
+            if not job_rows.insert(self._insert, tx, job, seq, now):
+                raise RuntimeError(f"Queue number {seq} is taken.")
+            return _fresh_view(job, seq, now), True
+
+        def show(accepted: tuple[JobView, bool]) -> JobView:
+            view, fresh = accepted
+            if fresh:
+                self._board.put(Entry(view, waiting_since=now))
+                self._metrics.submitted(view.model)
+                _log.info("job accepted", extra={"job_id": view.job_id, "key": view.key, "seq": seq})
+            entry = self._board.get(view.key)
+            # Of an open job memory knows more than its row.
+            return entry.view if entry is not None else view
+
+        self._being_submitted += 1
+        try:
+            accepted: JobView = await self._run(work, show)
+        finally:
+            self._being_submitted -= 1
+        return accepted
+
+
+def _fresh_view(job: NewJob, seq: int, now: float) -> JobView:
+    return JobView(
+        key=job.key,
+        owner=job.owner,
+        job_id=job.job_id,
+        kind=job.kind,
+        model=job.model,
+        state=JobState.QUEUED,
+        seq=seq,
+        attempt=0,
+        request_json=job.request_json,
+        fingerprint=job.fingerprint,
+        queued_at=now,
+        has_callback=job.callback is not None,
+        callback_url=job.callback.url if job.callback else None,
+        callback_secret_provided=job.callback is not None and job.callback.secret is not None,
+        expiry=job.expiry,
+    )
+
+
+def _earlier_submission(tx: sa.Connection, job: NewJob) -> JobView | None:
+    """Return the job that this submission, or an equal one, has made before. Raises if an unequal one did."""
+    if (repeat := job_rows.by_key(tx, job.key)) is not None:
+        return repeat
+    if job.idempotency_key is not None:
+        replay = job_rows.by_idempotency_key(tx, job.owner, job.idempotency_key)
+        if replay is not None:
+            if replay.fingerprint != job.fingerprint:
+                raise IdempotencyKeyReused("This Idempotency-Key came before with another body. Use a new key.")
+            return replay
+    namesake = job_rows.by_client_id(tx, job.owner, job.job_id)
+    if namesake is not None and namesake.state not in FINAL:
+        if namesake.fingerprint != job.fingerprint:
+            raise JobIdInUse(f"The job id {job.job_id!r} belongs to a job with another body that has not ended yet.")
+        return namesake
+    return None
+
+
+def _free_the_id(tx: sa.Connection, job: NewJob, now: float) -> None:
+    """Let the new job have the id of a final one. Raises `JobIdInUse` while the old one's callback is under way."""
+    namesake = job_rows.by_client_id(tx, job.owner, job.job_id)
+    if namesake is None:
+        return
+    if namesake.delivery is not None and not namesake.delivery.final:
+        raise JobIdInUse(f"The callback of the earlier job {job.job_id!r} is still being delivered. Use another id.")
+    job_rows.supersede(tx, namesake.key, now)
