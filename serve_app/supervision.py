@@ -1,6 +1,7 @@
 """Background loops that outlive their mistakes."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from observability.logs import get_logger
@@ -31,7 +32,7 @@ def keep_running(name: str, round_of_work: Callable[[], Awaitable[bool]]) -> asy
 
 async def wait_for_event(event: asyncio.Event, timeout_s: float) -> None:
     """Return when the event is set, or after `timeout_s` seconds."""
-    try:
-        await asyncio.wait_for(event.wait(), timeout_s)
-    except TimeoutError:
-        return
+    # Not `wait_for`: on Python 3.11 it can swallow the cancellation of the task.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(timeout_s):
+            await event.wait()

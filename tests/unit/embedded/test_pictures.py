@@ -13,7 +13,9 @@ from deployments.embedded.scenes import Scene, Thing, sample_scene
 from deployments.embedded.shapes import DISTANCE
 
 
-def draw(scenes: Sequence[Scene], width: int, height: int, seed: int = 0, style: Style = "painted") -> torch.Tensor:
+def draw(
+    scenes: Sequence[Scene], width: int, height: int, seed: int = 0, style: Style = "painted"
+) -> torch.Tensor:
     _, generator = randomness(seed)
     return drawing.draw_picture(drawing.lay_out(scenes, width, height, generator), width, height, style)
 
@@ -40,6 +42,14 @@ def test_no_pixel_is_dark() -> None:
     random, _ = randomness(3)
     pictures = draw([sample_scene(random) for _ in range(30)], 64, 64)
     assert float(pictures.amax(1).min()) * 255 > 10
+
+
+@pytest.mark.parametrize("size", [(96, 64), (32, 128)])
+def test_every_pixel_of_a_long_picture_is_a_colour(size: tuple[int, int]) -> None:
+    random, _ = randomness(6)
+    pictures = draw([sample_scene(random) for _ in range(40)], *size)
+    assert bool(torch.isfinite(pictures).all())
+    assert float(pictures.max()) <= 1.0
 
 
 def test_same_seed_same_picture_and_other_seed_another() -> None:
