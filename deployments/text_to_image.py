@@ -123,8 +123,10 @@ class _Mailbox:
                 if isinstance(event, RenderFinished | RenderFailed):
                     return
             if isinstance(arrived[-1], RenderProgress):
+                # Not `wait_for`: on Python 3.11 it can swallow the cancellation of the request.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._urgent.wait(), PROGRESS_INTERVAL_S)
+                    async with asyncio.timeout(PROGRESS_INTERVAL_S):
+                        await self._urgent.wait()
 
 
 def deployment_for(
