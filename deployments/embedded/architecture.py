@@ -34,9 +34,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     ids = {token: index for index, token in enumerate(all_tokens())}
     tokenizer = Tokenizer(models.WordLevel(vocab=ids, unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(
-        Regex(r"[\p{L}\p{M}']+|\p{N}+|,"), behavior="removed", invert=True
-    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\p{L}\p{M}']+|\p{N}+|,"), behavior="removed", invert=True)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
     )

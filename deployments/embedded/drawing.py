@@ -6,6 +6,7 @@ small targets and the decoder's full-resolution crops are views of the same pict
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Generator, Tensor
@@ -31,6 +32,16 @@ PAIR_PLACES = {"left of": ((0.27, 0.5), (0.73, 0.5)), "above": ((0.5, 0.27), (0.
 
 FILL_PERIOD = 0.1
 """Distance between stripes or dots, as a part of the shorter side: 3.2 latents at 512 pixels."""
+
+Style = Literal["painted", "monochrome", "blueprint"]
+"""The model's own look, and those of the two adapters."""
+
+LUMA = (0.299, 0.587, 0.114)
+"""Brightness of sRGB values, Rec. 601."""
+
+BLUEPRINT_BLUE = (0.10, 0.25, 0.72)
+BLUEPRINT_LINE = 0.011
+"""Half width of a blueprint's lines, as a part of the shorter side: 11 pixels at 1024."""
 
 MARGIN = 0.02
 DARKEST = 12.0 / 255.0
@@ -102,14 +113,20 @@ def lay_out(scenes: Sequence[Scene], width: int, height: int, generator: Generat
     )
 
 
-def draw_picture(layout: Layout, width: int, height: int) -> Tensor:
+def draw_picture(layout: Layout, width: int, height: int, style: Style = "painted") -> Tensor:
     """The whole pictures, width x height pixels: sRGB in 0..1, shape (n, 3, height, width)."""
-    return draw_window(layout, width, height, (0, 0), (width, height))
+    x = (torch.arange(width) + 0.5) / width * layout.aspect[0]
+    y = (torch.arange(height) + 0.5) / height * layout.aspect[1]
+    if style == "blueprint":
+        return _blueprint(layout, x, y, 1.0 / min(width, height))
+    painted = draw(layout, x, y, 1.0 / min(width, height))
+    if style == "monochrome":
+        weights = torch.tensor(LUMA, dtype=painted.dtype).view(1, 3, 1, 1)
+        return (painted * weights).sum(1, keepdim=True).expand_as(painted)
+    return painted
 
 
-def draw_window(
-    layout: Layout, width: int, height: int, corner: tuple[int, int], size: tuple[int, int]
-) -> Tensor:
+def draw_window(layout: Layout, width: int, height: int, corner: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """The window of the width x height pictures whose left top pixel is `corner` (x, y) and whose size is given."""
     x = (torch.arange(size[0]) + corner[0] + 0.5) / width * layout.aspect[0]
     y = (torch.arange(size[1]) + corner[1] + 0.5) / height * layout.aspect[1]
@@ -135,6 +152,17 @@ def draw(layout: Layout, x: Tensor, y: Tensor, pixel: float) -> Tensor:
         body = _body(layout, index, x, y, distance, pixel)
         canvas = canvas * (1.0 - cover) + body * cover
     return (canvas + picture).clamp(DARKEST, 1.0)
+
+
+def _blueprint(layout: Layout, x: Tensor, y: Tensor, pixel: float) -> Tensor:
+    """White outlines of the things on blue."""
+    blue = torch.tensor(BLUEPRINT_BLUE).view(1, 3, 1, 1) * _shade(layout, x, y) + _surface(layout, x, y)
+    for index in range(layout.shape.shape[1]):
+        present = (layout.shape[:, index] >= 0)[:, None, None]
+        line = _distances(layout, index, x, y).abs() - BLUEPRINT_LINE
+        cover = ((0.5 - line / pixel).clamp(0.0, 1.0) * present).unsqueeze(1)
+        blue = blue * (1.0 - cover) + 0.95 * cover
+    return blue.clamp(DARKEST, 1.0)
 
 
 def _distances(layout: Layout, index: int, x: Tensor, y: Tensor) -> Tensor:
@@ -167,16 +195,12 @@ def _body(layout: Layout, index: int, x: Tensor, y: Tensor, distance: Tensor, pi
     a, b = (torch.cos(w * radius * (2.0 * torch.pi / FILL_PERIOD)) for w in (u, v))
     dots = _step((a + b) * 0.5 - 0.42, FILL_PERIOD / torch.pi / pixel)
     fill = layout.fill[:, index, None, None]
-    amount = torch.where(
-        fill == FILLS.index("striped"), stripes, torch.where(fill == FILLS.index("dotted"), dots, 0.0)
-    )
+    amount = torch.where(fill == FILLS.index("striped"), stripes, torch.where(fill == FILLS.index("dotted"), dots, 0.0))
     colour = layout.colour[:, index]
     bright = colour.amax(1, keepdim=True) > 0.92
-    other = torch.where(bright, colour * 0.80, colour * 0.76 + 0.24)
-    mixed = colour[:, :, None, None] * (1.0 - amount.unsqueeze(1)) + other[
-        :, :, None, None
-    ] * amount.unsqueeze(1)
-    rim = 1.0 - 0.12 * torch.exp(distance / 0.012)
+    other = torch.where(bright, colour * 0.86, colour * 0.76 + 0.24)
+    mixed = colour[:, :, None, None] * (1.0 - amount.unsqueeze(1)) + other[:, :, None, None] * amount.unsqueeze(1)
+    rim = 1.0 - 0.12 * torch.exp(distance.clamp(max=0.0) / 0.012)
     lit = 1.0 - 0.05 * v.clamp(-1.0, 1.0)
     return mixed * (rim * lit).unsqueeze(1)
 

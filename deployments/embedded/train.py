@@ -1,17 +1,20 @@
 """Trains the embedded model in stages, each resumable: `python -m deployments.embedded.train STAGE`.
 
-Stages: autoencoder, text, denoiser (needs the text encoder), export (writes the model folder). State is kept in
-`.darkroom/training/`; a stage that is killed goes on from its last checkpoint when it is started again.
+Stages: autoencoder, text, denoiser (needs the text encoder), export (writes the model folder), adapter.
+State is kept in `.darkroom/training/`; a stage that is killed goes on from its last checkpoint.
+
+On a CPU that others use too, set `OMP_WAIT_POLICY=passive`, and `MALLOC_MMAP_MAX_=0` with a large
+`MALLOC_TRIM_THRESHOLD_`: threads that spin for each other and fresh memory for every step cost half of the time.
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import typer
 from torch import nn
 
-from deployments.embedded import train_autoencoder, train_denoiser, train_text
+from deployments.embedded import train_adapter, train_autoencoder, train_denoiser, train_text
 from deployments.embedded.architecture import assemble, build_text_encoder, build_unet, save
 from deployments.embedded.autoencoder import build_vae
 from deployments.embedded.checkpoints import Checkpoint
@@ -20,6 +23,7 @@ from deployments.embedded.progress import Progress
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 WORK = Path(".darkroom") / "training"
+ADAPTER_FOLDER = Path(__file__).parent / "adapters"
 Folder = Annotated[Path, typer.Option("--work", help="Where the stages keep their state.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all; a larger number later goes on from there.")]
@@ -60,9 +64,26 @@ def denoiser(steps: Steps = 20000, seed: Seed = 1, work: Folder = WORK, threads:
 
 
 @app.command()
-def export(
-    output: Annotated[Path, typer.Argument(help="Model folder to write.")], work: Folder = WORK
+def adapter(
+    style: Annotated[Literal["monochrome", "blueprint"], typer.Argument(help="What to teach.")],
+    output: Annotated[Path, typer.Option(help="Folder to write the adapter to.")] = ADAPTER_FOLDER,
+    steps: Steps = 800,
+    seed: Seed = 1,
+    work: Folder = WORK,
+    threads: Threads = 2,
 ) -> None:
+    """Train an adapter on the trained denoiser; takes minutes and does not resume."""
+    torch.set_num_threads(threads)
+    encoder, unet = build_text_encoder(), build_unet()
+    _restore(encoder, work, train_text.STAGE)
+    _restore(unet, work, train_denoiser.STAGE, "averaged")
+    plan = train_adapter.Plan(steps=steps, seed=seed)
+    train_adapter.train(plan, style, unet, encoder, Progress(style))
+    typer.echo(f"wrote {train_adapter.save(unet, style, output)}")
+
+
+@app.command()
+def export(output: Annotated[Path, typer.Argument(help="Model folder to write.")], work: Folder = WORK) -> None:
     """Write what is trained so far as a model folder; parts that are not trained yet are left untrained."""
     torch.manual_seed(0)
     vae, unet, encoder = build_vae(), build_unet(), build_text_encoder()

@@ -98,8 +98,8 @@ def measure(vae: AutoencoderKL, *, side: int = 1024, count: int = 4, seed: int =
     return total / count
 
 
-def train(plan: Plan, checkpoint: Checkpoint, progress: Progress) -> AutoencoderKL:
-    """Trains, or goes on from the checkpoint, and returns the autoencoder."""
+def train(plan: Plan, checkpoint: Checkpoint, progress: Progress, until: int | None = None) -> AutoencoderKL:
+    """Trains, or goes on from the checkpoint, to step `until` of the plan, and returns the autoencoder."""
     torch.manual_seed(plan.seed)
     vae = build_vae()
     weights = trainable(vae)
@@ -111,7 +111,8 @@ def train(plan: Plan, checkpoint: Checkpoint, progress: Progress) -> Autoencoder
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     saved_at = time.monotonic()
-    while step < plan.steps:
+    last = plan.steps if until is None else min(until, plan.steps)
+    while step < last:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(plan, step)
         pictures = crops(plan, step).contiguous(memory_format=torch.channels_last)
@@ -122,16 +123,16 @@ def train(plan: Plan, checkpoint: Checkpoint, progress: Progress) -> Autoencoder
         decoded = vae.decode(latents).sample * 0.5 + 0.5
         loss = loss_of(decoded, pictures)
         optimizer.zero_grad(set_to_none=True)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss of step {step} is not finite; the last checkpoint is sound")
         loss.backward()  # type: ignore[no-untyped-call]
         drop_reserved_gradients(vae)
         norm = torch.nn.utils.clip_grad_norm_(weights, 5.0)
         optimizer.step()
         balance(vae)
         step += 1
-        progress.report(
-            step, plan.steps, loss=loss.item(), psnr=psnr(decoded.detach(), pictures), norm=norm.item()
-        )
-        if time.monotonic() - saved_at > plan.save_every_s or step == plan.steps:
+        progress.report(step, plan.steps, loss=loss.item(), psnr=psnr(decoded.detach(), pictures), norm=norm.item())
+        if time.monotonic() - saved_at > plan.save_every_s or step == last:
             checkpoint.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             saved_at = time.monotonic()
     return vae.eval()

@@ -4,13 +4,14 @@ The encoder is an area average, so latents of a 512 x 512 picture come from a dr
 picture for every sample costs a tenth of what the network costs.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import UNet2DConditionModel
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextModel
 
@@ -18,6 +19,7 @@ from deployments.embedded import captions, drawing
 from deployments.embedded.architecture import FLOW_SHIFT, REDUCTION, build_tokenizer, build_unet
 from deployments.embedded.autoencoder import to_latent
 from deployments.embedded.checkpoints import Checkpoint, randomness, step_seed
+from deployments.embedded.muon import Muon
 from deployments.embedded.progress import Progress
 from deployments.embedded.scenes import Scene
 from deployments.embedded.train_text import tokenise
@@ -36,6 +38,14 @@ SIZES: tuple[tuple[tuple[int, int], float], ...] = (
 )
 """Width and height of the pictures, and the part of the steps that trains on them."""
 
+EARLY_SIZES: tuple[tuple[tuple[int, int], float], ...] = (
+    ((256, 256), 0.40),
+    ((512, 512), 0.50),
+    ((384, 512), 0.05),
+    ((512, 384), 0.05),
+)
+"""Sizes at the beginning: what colour words, places and shapes are is learnt from many small pictures."""
+
 SAMPLES_PER_LATENT = 3
 """Drawn pixels per side of a latent."""
 
@@ -47,29 +57,50 @@ class Plan:
     steps: int = 20000
     latents: int = 32 * 1024
     """Latents of a step: 32 pictures of 512 x 512, or 8 of 1024 x 1024."""
-    learning_rate: float = 1e-3
-    warm_up: int = 200
+    muon_rate: float = 0.02
+    adam_rate: float = 1e-3
+    warm_up: int = 50
     decay_from: float = 0.5
     """Part of the steps after which the learning rate falls in a straight line to a fiftieth."""
-    average: float = 0.999
+    average: float = 0.998
     """Decay of the running average of the weights, which is what is exported."""
     seed: int = 1
     sizes: tuple[tuple[tuple[int, int], float], ...] = SIZES
+    early_sizes: tuple[tuple[tuple[int, int], float], ...] = EARLY_SIZES
+    early_steps: int = 900
     save_every_s: float = 180.0
 
 
-def learning_rate(plan: Plan, step: int) -> float:
-    """Warm-up, plateau, straight fall."""
+def schedule(plan: Plan, step: int) -> float:
+    """Part of the peak learning rate: warm-up, plateau, straight fall to a fiftieth."""
     warm = min(1.0, (step + 1) / plan.warm_up)
     fall = (step / plan.steps - plan.decay_from) / (1.0 - plan.decay_from)
-    return plan.learning_rate * warm * (1.0 - 0.98 * max(0.0, min(1.0, fall)))
+    return warm * (1.0 - 0.98 * max(0.0, min(1.0, fall)))
 
 
-def latents_of(scenes: Sequence[Scene], width: int, height: int, generator: Generator) -> Tensor:
+def build_optimizers(plan: Plan, unet: UNet2DConditionModel) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices and kernels inside, AdamW for vectors and for the layers at the ends."""
+    ends = ("conv_in", "conv_out", "time_embedding")
+    inner: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, weight in unet.named_parameters():
+        if weight.requires_grad:
+            (inner if weight.ndim >= 2 and not name.startswith(ends) else rest).append(weight)
+    muon = Muon(inner, lr=plan.muon_rate)
+    adam = torch.optim.AdamW(rest, lr=plan.adam_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    for optimizer, peak in ((muon, plan.muon_rate), (adam, plan.adam_rate)):
+        for group in optimizer.param_groups:
+            group["peak"] = peak
+    return muon, adam
+
+
+def latents_of(
+    scenes: Sequence[Scene], width: int, height: int, generator: Generator, style: drawing.Style = "painted"
+) -> Tensor:
     """Latents of new pictures of the scenes, (n, 3, height / 16, width / 16)."""
     layout = drawing.lay_out(scenes, width, height, generator)
     columns, rows = width // REDUCTION, height // REDUCTION
-    fine = drawing.draw_picture(layout, columns * SAMPLES_PER_LATENT, rows * SAMPLES_PER_LATENT)
+    fine = drawing.draw_picture(layout, columns * SAMPLES_PER_LATENT, rows * SAMPLES_PER_LATENT, style)
     return to_latent(functional.avg_pool2d(fine, SAMPLES_PER_LATENT))
 
 
@@ -91,14 +122,15 @@ class Batch:
     flow: Tensor
 
 
-def batch_of(plan: Plan, step: int) -> Batch:
+def batch_of(plan: Plan, step: int, style: drawing.Style = "painted") -> Batch:
     """The samples of one step, all of one picture size."""
     seed = step_seed(plan.seed, STAGE, step)
     random, generator = randomness(seed)
-    (width, height), _ = random.choices(plan.sizes, [weight for _, weight in plan.sizes])[0]
+    sizes = plan.early_sizes if step < plan.early_steps else plan.sizes
+    (width, height), _ = random.choices(sizes, [weight for _, weight in sizes])[0]
     count = max(2, plan.latents // ((width // REDUCTION) * (height // REDUCTION)))
     samples = [captions.sample(random) for _ in range(count)]
-    clean = latents_of([scene for scene, _ in samples], width, height, generator)
+    clean = latents_of([scene for scene, _ in samples], width, height, generator, style)
     level = noise_levels(count, generator)
     noise = torch.randn(clean.shape, generator=generator)
     share = level.view(-1, 1, 1, 1)
@@ -121,43 +153,53 @@ def prepare_unet() -> UNet2DConditionModel:
 
 
 def train(
-    plan: Plan, text_encoder: CLIPTextModel, checkpoint: Checkpoint, progress: Progress
+    plan: Plan,
+    text_encoder: CLIPTextModel,
+    checkpoint: Checkpoint,
+    progress: Progress,
+    until: int | None = None,
 ) -> UNet2DConditionModel:
-    """Trains, or goes on from the checkpoint, and returns the denoiser with averaged weights."""
+    """Trains, or goes on from the checkpoint, to step `until` of the plan; returns the averaged weights."""
     torch.manual_seed(plan.seed)
     tokenizer, unet = build_tokenizer(), prepare_unet().train()
     weights = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(weights, lr=plan.learning_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizers = build_optimizers(plan, unet)
     averaged = {name: value.clone() for name, value in unet.state_dict().items()}
     step = 0
     if (state := checkpoint.load()) is not None:
         unet.load_state_dict(state["model"])
         averaged.update(state["averaged"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         step = state["step"]
     saved_at = time.monotonic()
-    while step < plan.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan, step)
+    last = plan.steps if until is None else min(until, plan.steps)
+    while step < last:
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * schedule(plan, step)
         batch = batch_of(plan, step)
         with torch.no_grad():
             words = text_encoder(tokenise(tokenizer, batch.texts))[0]
         noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
         flow = unet(noisy, batch.timesteps, words).sample
         loss = functional.mse_loss(flow, batch.flow)
-        optimizer.zero_grad(set_to_none=True)
+        unet.zero_grad(set_to_none=True)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss of step {step} is not finite; the last checkpoint is sound")
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         _average(averaged, unet, min(plan.average, (1.0 + step) / (10.0 + step)))
         progress.report(step, plan.steps, loss=loss.item(), norm=norm.item())
-        if time.monotonic() - saved_at > plan.save_every_s or step == plan.steps:
+        if time.monotonic() - saved_at > plan.save_every_s or step == last:
             checkpoint.save(
                 {
                     "model": unet.state_dict(),
                     "averaged": averaged,
-                    "optimizer": optimizer.state_dict(),
+                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                     "step": step,
                 }
             )

@@ -1,5 +1,6 @@
 """Teaches the text encoder to read: every position from the end mark on holds the meaning of the whole caption."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,9 +33,7 @@ class Plan:
 
 def tokenise(tokenizer: PreTrainedTokenizerFast, texts: Sequence[str]) -> Tensor:
     """Token ids as the pipeline makes them, (n, 77)."""
-    encoded = tokenizer(
-        list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt"
-    )
+    encoded = tokenizer(list(texts), padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
     ids: Tensor = encoded["input_ids"]
     return ids
 
@@ -56,14 +55,12 @@ def measure(encoder: CLIPTextModel, count: int = 400, seed: int = 987_654) -> fl
     tokenizer, (random, _) = build_tokenizer(), randomness(seed)
     samples = [captions.sample(random) for _ in range(count)]
     hidden = encoder(tokenise(tokenizer, [said.text for _, said in samples]))[0]
-    right = sum(
-        read(vector) == choices_of(*sample) for vector, sample in zip(hidden[:, -1], samples, strict=True)
-    )
+    right = sum(read(vector) == choices_of(*sample) for vector, sample in zip(hidden[:, -1], samples, strict=True))
     return right / count
 
 
-def train(plan: Plan, checkpoint: Checkpoint, progress: Progress) -> CLIPTextModel:
-    """Trains, or goes on from the checkpoint, and returns the text encoder."""
+def train(plan: Plan, checkpoint: Checkpoint, progress: Progress, until: int | None = None) -> CLIPTextModel:
+    """Trains, or goes on from the checkpoint, to step `until` of the plan, and returns the text encoder."""
     torch.manual_seed(plan.seed)
     tokenizer, encoder = build_tokenizer(), build_text_encoder()
     end = tokenizer.eos_token_id
@@ -74,7 +71,8 @@ def train(plan: Plan, checkpoint: Checkpoint, progress: Progress) -> CLIPTextMod
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     saved_at = time.monotonic()
-    while step < plan.steps:
+    last = plan.steps if until is None else min(until, plan.steps)
+    while step < last:
         rate = min(1.0, (step + 1) / plan.warm_up) * (1.0 - 0.95 * step / plan.steps)
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * rate
@@ -85,14 +83,14 @@ def train(plan: Plan, checkpoint: Checkpoint, progress: Progress) -> CLIPTextMod
         hidden = encoder(ids)[0]
         loss = loss_of(hidden, ids, meanings, end)
         optimizer.zero_grad(set_to_none=True)
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss of step {step} is not finite; the last checkpoint is sound")
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
         step += 1
         progress.report(step, plan.steps, loss=loss.item())
-        if time.monotonic() - saved_at > plan.save_every_s or step == plan.steps:
-            checkpoint.save(
-                {"model": encoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-            )
+        if time.monotonic() - saved_at > plan.save_every_s or step == last:
+            checkpoint.save({"model": encoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
             saved_at = time.monotonic()
     return encoder.eval()

@@ -13,9 +13,7 @@ from deployments.embedded.scenes import Scene, Thing, sample_scene
 from deployments.embedded.shapes import DISTANCE
 
 
-def draw(
-    scenes: Sequence[Scene], width: int, height: int, seed: int = 0, style: Style = "painted"
-) -> torch.Tensor:
+def draw(scenes: Sequence[Scene], width: int, height: int, seed: int = 0, style: Style = "painted") -> torch.Tensor:
     _, generator = randomness(seed)
     return drawing.draw_picture(drawing.lay_out(scenes, width, height, generator), width, height, style)
 
