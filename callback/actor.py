@@ -10,6 +10,7 @@ from callback.tracker import JobTracker
 from observability.logs import configure, get_logger
 
 STORE_RETRY_S = 1.0
+EXIT_AFTER_RETIREMENT_S = 15.0
 
 _log = get_logger("tracker")
 
@@ -40,3 +41,5 @@ class TrackerActor(JobTracker):
         """Let attempts under way settle and stop, so that a successor takes over cleanly."""
         self._starting.cancel()
         await self.close()
+        # Whoever asked for this may die before it has ended us: then Ray shall start us afresh, not leave us useless.
+        asyncio.get_running_loop().call_later(EXIT_AFTER_RETIREMENT_S, os._exit, 0)

@@ -48,6 +48,7 @@ START_TIMEOUT_S = 60.0
 """How long a new tracker may take from its creation to its first answer."""
 RETIRE_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = 0.1
+PAUSE_TOLERANCE_S = 1.0
 MAX_BATCH = 256
 BATCHES_UNDER_WAY = 2
 """Two, so that one is on its way while the other is being committed; more would only make batches smaller."""
@@ -121,7 +122,8 @@ class TrackerClient:
         order = (Version(ours[0]), ours[1]), (Version(theirs[0]), theirs[1])
         if found.code_fingerprint != code_fingerprint() and order[0] < order[1]:
             return False
-        return (found.code_fingerprint, found.config_fingerprint) != (code_fingerprint(), self._config.fingerprint())
+        config = self._config.fingerprint(self._pictures.identity)
+        return (found.code_fingerprint, theirs[0], found.config_fingerprint) != (code_fingerprint(), ours[0], config)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -161,18 +163,18 @@ class TrackerClient:
     def _forget(self, handle: Any) -> None:
         if self._handle is handle:
             self._handle = None
+            # Whoever comes next must not be replaced while it starts.
+            self._patient_until = time.monotonic() + START_TIMEOUT_S
 
     async def _replace(self, handle: Any) -> None:
         """End the actor behind `handle` for good; the epoch in the store keeps it harmless until it is really gone."""
         await asyncio.to_thread(ray.kill, handle, no_restart=True)
         self._forget(handle)
-        # The successor must not be replaced in its turn while it starts.
-        self._patient_until = time.monotonic() + START_TIMEOUT_S
 
     async def _ask(self, reference: Any, timeout_s: float) -> Any:
         async with asyncio.timeout(timeout_s):
             answer = await reference
-        self._last_answer = time.monotonic()
+        self._last_answer, self._patient_until = time.monotonic(), 0.0
         return answer
 
     async def _call(
@@ -181,9 +183,11 @@ class TrackerClient:
         """Call the tracker until it answers; `deadline` is monotonic. Raises `TrackerUnavailable` and its errors."""
         handle: Any = None
         while True:
-            timeout_s = min(answer_timeout_s, max(0.05, deadline - time.monotonic()))
+            asked_at = time.monotonic()
+            timeout_s = min(answer_timeout_s, max(0.05, deadline - asked_at))
             try:
-                handle = await self._resolve()
+                async with asyncio.timeout(timeout_s):
+                    handle = await self._resolve()
                 return await self._ask(call(handle), timeout_s)
             except RayTaskError as error:
                 self._last_answer = time.monotonic()
@@ -192,6 +196,9 @@ class TrackerClient:
                 if not isinstance(cause, TrackerUnavailable):
                     raise cause if isinstance(cause, TrackerError) else error from None
             except (TimeoutError, GetTimeoutError):
+                if time.monotonic() - asked_at > 2 * timeout_s + PAUSE_TOLERANCE_S:
+                    # It was we who stood still: that says nothing about the tracker.
+                    self._last_answer = time.monotonic()
                 if handle is not None and self.silent_s > self._takeover_after_s and self._is_impatient():
                     _log.error("tracker is silent; replacing it", extra={"silent_s": round(self.silent_s, 1)})
                     await self._replace(handle)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ TRACKER_NAMESPACE = "darkroom"
 class TrackerConfig:
     """Limits and policies of the job memory; the service's settings fill it in."""
 
-    store_url: str
+    store_url: str = field(repr=False)
     lease_s: float = 15.0
     max_open_jobs: int = 10_000
     max_attempts: int = 3
@@ -33,9 +33,10 @@ class TrackerConfig:
     tick_s: float = 0.25
     log_level: str = "INFO"
 
-    def fingerprint(self) -> str:
-        """Return a digest that differs when any value does."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+    def fingerprint(self, pictures: str) -> str:
+        """Return a digest that differs when any value does, or when `pictures`, the name of their store, does."""
+        values = asdict(self) | {"pictures": pictures}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @lru_cache

@@ -97,6 +97,7 @@ class Courier:
         self._gates: dict[str, _Gate] = {}
         self._under_way = _Attempts()
         self._wake = asyncio.Event()
+        self._ending = False
         self.trouble: str | None = None
 
     @property
@@ -107,7 +108,12 @@ class Courier:
     # ---- what is begun, and when ----------------------------------------------------------------------------------
 
     def begin(self, parcel: Parcel) -> None:
-        """Make the reserved first attempt now, beside whatever else is under way."""
+        """Make the reserved first attempt now, beside whatever else is under way.
+
+        Once the courier ends it stays reserved: the successor repeats it.
+        """
+        if self._ending:
+            return
         task = asyncio.get_running_loop().create_task(self._first_attempt(parcel))
         self._under_way.first[parcel.key] = task
         task.add_done_callback(lambda _: self._under_way.first.pop(parcel.key, None))
@@ -140,11 +146,11 @@ class Courier:
                 await self._begin_due()
                 self.trouble = None
             except Unavailable as error:
-                self.trouble = str(error)
+                self.trouble = _no_repeats(error)
             except Deposed:
                 return
             except Exception as error:  # noqa: BLE001 - a bug in one look must not end all repeats for ever
-                self.trouble = f"Callbacks cannot be repeated: {error}"
+                self.trouble = _no_repeats(error)
                 _log.exception("search for due callbacks failed")
                 await asyncio.sleep(LOOK_EVERY_S)
             # Not `wait_for`: in Python 3.11 it swallows a cancellation that comes together with the event.
@@ -173,6 +179,8 @@ class Courier:
 
     def _reserve(self, tx: sa.Connection, *, room: int, under_way: Counter[str]) -> tuple[int, list[Parcel]]:
         now, counts = self._clock.now(), Counter(under_way)
+        if self._ending:
+            return 0, []
         busy = [receiver for receiver, count in counts.items() if count >= self._most_repeats_of_one]
         found, parcels = delivery_rows.due(tx, now, room, busy=busy), []
         for key, receiver in found:
@@ -184,6 +192,8 @@ class Courier:
 
     def _begin_reserved(self, reserved: tuple[int, list[Parcel]]) -> tuple[int, int]:
         found, parcels = reserved
+        if self._ending:
+            return found, 0
         for parcel in parcels:
             self._begin_repeat(parcel)
         return found, len(parcels)
@@ -215,10 +225,10 @@ class Courier:
     async def _send(self, parcel: Parcel, deadline: float) -> Outcome:
         """Make one attempt; whatever happens becomes its outcome."""
         now = self._clock.now()
-        if parcel.expiry is not None and now > parcel.expiry:
-            return Outcome(DeliveryState.EXPIRED, now, now, retry_at=None)
         try:
-            reply = await self._post(parcel, now, deadline)
+            reply = await self._post(parcel, deadline)
+        except _ExpiredError:
+            return Outcome(DeliveryState.EXPIRED, now, self._clock.now(), retry_at=None)
         except EgressRefused as error:
             return self._failure(parcel, now, str(error), DeliveryState.ERROR)
         except _PictureUnreadableError as error:
@@ -235,13 +245,23 @@ class Courier:
         state = DeliveryState.DELIVERED if reply.accepted else DeliveryState.FAILED
         return Outcome(state, now, settled_at, retry_at, reply.status_code, reply.preview)
 
-    async def _post(self, parcel: Parcel, now: float, deadline: float) -> Reply:
+    async def _post(self, parcel: Parcel, deadline: float) -> Reply:
+        self._time_left_s(parcel, deadline)
         target = await self._policy.check(parcel.url)
         image = await self._image(parcel, deadline)
-        timeout_s = max(0.1, deadline - asyncio.get_running_loop().time())
-        if parcel.expiry is not None:
-            timeout_s = min(timeout_s, max(0.1, parcel.expiry - now))
-        return await self._sender.post(parcel, image, target, sent_at=now, timeout_s=timeout_s)
+        # Names and pictures may have taken long: the expiry counts at the moment of sending.
+        timeout_s = self._time_left_s(parcel, deadline)
+        return await self._sender.post(parcel, image, target, sent_at=self._clock.now(), timeout_s=timeout_s)
+
+    def _time_left_s(self, parcel: Parcel, deadline: float) -> float:
+        """Return how long the attempt may still take. Raises `_ExpiredError` once the expiry has come."""
+        left_s = deadline - asyncio.get_running_loop().time()
+        if parcel.expiry is None:
+            return left_s
+        until_expiry_s = parcel.expiry - self._clock.now()
+        if until_expiry_s <= 0:
+            raise _ExpiredError
+        return min(left_s, until_expiry_s)
 
     async def _image(self, parcel: Parcel, deadline: float) -> bytes | None:
         """Return the verified picture of a completed job."""
@@ -260,6 +280,9 @@ class Courier:
                 return await reading
         except TimeoutError:
             raise _PictureUnreadableError("its store did not answer in time") from None
+        except OSError as error:
+            # The system's own text names paths.
+            raise _PictureUnreadableError(f"its store fails ({type(error).__name__})") from error
         except Exception as error:
             raise _PictureUnreadableError(str(error)) from error
 
@@ -313,18 +336,29 @@ class Courier:
     # ---- the end --------------------------------------------------------------------------------------------------
 
     async def drain(self) -> None:
-        """Let attempts under way settle, for a few seconds at most."""
+        """Let attempts under way settle, for a few seconds at most. No others are begun any more."""
+        self._ending = True
         if self.under_way:
             await asyncio.wait(self._under_way.tasks(), timeout=DRAIN_S)
 
     async def close(self) -> None:
         """Give up attempts under way and close connections."""
+        self._ending = True
         tasks = self._under_way.tasks()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
         await self._sender.close()
+
+
+def _no_repeats(error: Exception) -> str:
+    # Health is public: what the error says may name hosts and paths. The log has it.
+    return f"Callbacks cannot be repeated ({type(error).__name__})."
+
+
+class _ExpiredError(Exception):
+    """The expiry has come: nothing may be sent any more."""
 
 
 class _PictureUnreadableError(Exception):

@@ -137,20 +137,28 @@ def reserve(tx: sa.Connection, key: str, now: float) -> Parcel | None:
 
 
 def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> bool:
-    """Record an attempt's outcome; False if it was recorded before, or a later attempt has been reserved since."""
+    """Record an attempt's outcome; False if it was recorded before, or a later attempt has been reserved since.
+
+    A callback that was delivered stays so, with the answer to it, if the expiry ends its redelivery.
+    """
+    shown = {
+        "state": outcome.state,
+        "attempted_at": outcome.attempted_at,
+        "status_code": outcome.status_code,
+        "response_preview": outcome.response_preview,
+        "error": outcome.error,
+    }
+    if outcome.state is DeliveryState.EXPIRED and _is_delivered(tx, key):
+        shown = {}
     changed = tx.execute(
         sa.update(deliveries)
         .where(deliveries.c.key == key, deliveries.c.attempts == attempt, deliveries.c.reserved_at.is_not(None))
         .values(
-            state=outcome.state,
-            attempted_at=outcome.attempted_at,
             first_settled_at=sa.func.coalesce(deliveries.c.first_settled_at, outcome.settled_at),
             next_attempt_at=outcome.retry_at,
             reserved_at=None,
             final=outcome.retry_at is None,
-            status_code=outcome.status_code,
-            response_preview=outcome.response_preview,
-            error=outcome.error,
+            **shown,
         )
     )
     if not changed.rowcount:
@@ -167,6 +175,11 @@ def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> bool:
         )
     )
     return True
+
+
+def _is_delivered(tx: sa.Connection, key: str) -> bool:
+    state = tx.execute(sa.select(deliveries.c.state).where(deliveries.c.key == key)).scalar_one_or_none()
+    return state == DeliveryState.DELIVERED
 
 
 def unsettled(tx: sa.Connection, reserved_before: float) -> list[str]:

@@ -8,8 +8,11 @@ address (mapped, 6to4, NAT64, Teredo). Odd spellings (`127.1`, `0x7f.1`) need no
 import asyncio
 import ipaddress
 import socket
+import threading
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 
 from yarl import URL
@@ -17,6 +20,8 @@ from yarl import URL
 from callback.errors import EgressRefused
 
 RESOLVE_TIMEOUT_S = 3.0
+LOOKUPS_OF_ONE_HOST = 4
+"""How many threads the resolution of one host name may hold, however many ask for it."""
 MAX_URL_LENGTH = 2048
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -42,10 +47,68 @@ _NEVER_PUBLIC = tuple(
 """What Python's `ipaddress` takes for global, in some of the versions that we support."""
 
 
+@dataclass(slots=True, eq=False)
+class _Lookup:
+    """A resolution that waits for a thread or holds one, with how many wait for it."""
+
+    found: Future[list[str]]
+    waiting: int = 0
+
+
+_lookups: defaultdict[str, list[_Lookup]] = defaultdict(list)
+_lookups_lock = threading.RLock()
+"""Re-entrant: cancelling a lookup ends it within the same call."""
+
+
 async def system_resolver(host: str, port: int) -> list[str]:
-    """Return the addresses of `host` as the operating system resolves it."""
-    loop = asyncio.get_running_loop()
-    found = await loop.run_in_executor(_threads, lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    """Return the addresses of `host` as the operating system resolves it.
+
+    A name that has many resolutions in flight gets no further one: its newest answers all who ask.
+    """
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def tell(_: object) -> None:
+        with suppress(RuntimeError):  # The loop was closed: nobody waits any more.
+            loop.call_soon_threadsafe(done.set)
+
+    lookup = _join_lookup(host, port)
+    lookup.found.add_done_callback(tell)
+    try:
+        await done.wait()
+    finally:
+        _leave_lookup(lookup)
+    return lookup.found.result()
+
+
+def _join_lookup(host: str, port: int) -> _Lookup:
+    with _lookups_lock:
+        in_flight = _lookups[host]
+        if len(in_flight) < LOOKUPS_OF_ONE_HOST:
+            lookup = _Lookup(_threads.submit(_addresses, host, port))
+            in_flight.append(lookup)
+            lookup.found.add_done_callback(lambda _: _end_lookup(host, lookup))
+        else:
+            lookup = in_flight[-1]
+        lookup.waiting += 1
+        return lookup
+
+
+def _leave_lookup(lookup: _Lookup) -> None:
+    with _lookups_lock:
+        lookup.waiting -= 1
+        if not lookup.waiting:
+            lookup.found.cancel()  # It works while no thread has taken it up.
+
+
+def _end_lookup(host: str, lookup: _Lookup) -> None:
+    with _lookups_lock:
+        _lookups[host].remove(lookup)
+        if not _lookups[host]:
+            del _lookups[host]
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
@@ -95,14 +158,9 @@ class EgressPolicy:
     async def check(self, url: str) -> Target:
         """Resolve the URL's host and return a destination that may be connected to. Raises `EgressRefused`."""
         parsed = self.parse(url)
-        host, port = str(parsed.raw_host), parsed.port or 80
-        try:
-            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-                addresses = await self._resolve(host, port)
-        except TimeoutError:
-            raise EgressRefused(f"The host {host!r} did not resolve within {RESOLVE_TIMEOUT_S:g} s.") from None
-        except (OSError, ValueError):
-            raise EgressRefused(f"The host {host!r} does not resolve.") from None
+        host = str(parsed.raw_host)
+        # What is an address already needs no resolver, whose threads may all be held by slow names.
+        addresses = _literal(host) or await self._resolved(host, parsed.port or 80)
         allowed = tuple(address for address in addresses if self.allows(address))
         if allowed:
             return Target(parsed, allowed)
@@ -110,6 +168,15 @@ class EgressPolicy:
             f"The host {host!r} is at an address that this service does not send to. "
             "The operator can allow its network with callback_allowed_networks."
         )
+
+    async def _resolved(self, host: str, port: int) -> list[str]:
+        try:
+            async with asyncio.timeout(RESOLVE_TIMEOUT_S):
+                return await self._resolve(host, port)
+        except TimeoutError:
+            raise EgressRefused(f"The host {host!r} did not resolve within {RESOLVE_TIMEOUT_S:g} s.") from None
+        except (OSError, ValueError):
+            raise EgressRefused(f"The host {host!r} does not resolve.") from None
 
     def allows(self, address: str) -> bool:
         """Tell whether `address` (textual, IPv4 or IPv6) may be connected to."""
@@ -127,6 +194,14 @@ class EgressPolicy:
         if any(ip in network for network in _NEVER_PUBLIC if network.version == ip.version):
             return False
         return ip.is_global and not ip.is_multicast and not ip.is_reserved and not ip.is_unspecified
+
+
+def _literal(host: str) -> list[str] | None:
+    """Return the address that `host` spells out, if it is one."""
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        return None
 
 
 def _as_written(url: str, parsed: URL) -> URL:

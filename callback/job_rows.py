@@ -1,6 +1,6 @@
 """Statements on the job table. Every change is a compare-and-set on (state, attempt) that says whether it happened."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,9 +201,14 @@ def page(
     return [view_of(row) for row in tx.execute(query).mappings()]
 
 
-def finished_before(tx: sa.Connection, moment: float, limit: int) -> list[JobView]:
-    """Return up to `limit` jobs that ended before `moment` and whose callback is settled for good, oldest first."""
+def finished_before(tx: sa.Connection, moment: float, limit: int, *, but: Collection[str] = ()) -> list[JobView]:
+    """Return up to `limit` jobs that ended before `moment` and whose callback is settled for good, oldest first.
+
+    The keys in `but` are left out.
+    """
     query = _VIEW.order_by(None).order_by(jobs.c.finished_at).where(jobs.c.finished_at < moment, _SETTLED).limit(limit)
+    if but:
+        query = query.where(jobs.c.key.not_in(list(but)))
     return [view_of(row) for row in tx.execute(query).mappings()]
 
 
@@ -219,8 +224,17 @@ def oldest_pictures(tx: sa.Connection, limit: int) -> list[JobView]:
     return [view_of(row) for row in tx.execute(query).mappings()]
 
 
+def still_settled(tx: sa.Connection, keys: Sequence[str]) -> list[str]:
+    """Return those of these keys whose job exists and whose callback is settled for good.
+
+    For the transaction that changes what was read before it: a client may have asked for a redelivery since.
+    """
+    found = sa.select(jobs.c.key).select_from(jobs.outerjoin(deliveries)).where(jobs.c.key.in_(keys), _SETTLED)
+    return list(tx.execute(found).scalars())
+
+
 def picture_deleted(tx: sa.Connection, keys: Sequence[str], now: float) -> None:
-    """Note that the pictures of these jobs are gone."""
+    """Note that the pictures of these jobs are gone. From then on their callbacks cannot be redelivered."""
     tx.execute(sa.update(jobs).where(jobs.c.key.in_(keys)).values(picture_deleted_at=now))
 
 

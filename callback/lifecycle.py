@@ -62,6 +62,7 @@ class Lifecycle:
         metrics: TrackerMetrics,
     ) -> None:
         self._config = config
+        self._store = store
         self._run = run
         self._board = board
         self._deliveries = deliveries
@@ -74,6 +75,8 @@ class Lifecycle:
         """Read the open jobs from the store. Running attempts go on if their dispatcher renews the lease in time."""
 
         def read(tx: sa.Connection) -> tuple[list[OpenJob], int]:
+            # A store that can be read but not written has not recovered.
+            self._store.check_writable(tx, self._clock.now())
             return job_rows.open_jobs(tx), job_rows.last_seq(tx)
 
         def show(found: tuple[list[OpenJob], int]) -> None:
@@ -269,7 +272,9 @@ class Lifecycle:
     async def _expire_one(self, view: JobView, ending: Ending | None) -> None:
         if ending is None:
             reason = "its dispatcher stopped renewing the lease"
-            await self._give_back(view.key, view.attempt, blamed=False, reason=reason)
+            # One lost lease is an ingress replica's death. Many are a job that takes whole nodes down.
+            blamed = view.started_at is not None and view.attempt >= 2 * self._config.max_attempts
+            await self._give_back(view.key, view.attempt, blamed=blamed, reason=reason)
             return
         now = self._clock.now()
 

@@ -27,6 +27,11 @@ class Picture:
 class PictureStore(Protocol):
     """Where pictures lie; the deployments room implements it and the service hands it in."""
 
+    @property
+    def identity(self) -> str:
+        """Name of the place: a tracker that looks into another one is replaced."""
+        ...
+
     def read(self, picture: Picture) -> bytes:
         """Return the PNG after checking its size, SHA-256 and pixels; raises if it is missing or altered."""
         ...

@@ -2,6 +2,8 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,15 +19,27 @@ from observability.logs import get_logger
 BATCH = 200
 """Jobs a transaction: keeps the store free for submits in between."""
 
+MAX_UNDELETED = 1000
+"""So many pictures that cannot be deleted mean that their store as a whole does not work: no more are tried then."""
+
 Read = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
 
 _log = get_logger("retention")
 
 
+@dataclass(frozen=True, slots=True)
+class _Undeleted:
+    """A job whose pictures are marked as gone and could not be deleted. `cause`: the kind of the error."""
+
+    view: JobView
+    cause: str
+
+
 class Retention:
     """Removes records and pictures in small batches, in the background. Jobs with an undelivered callback stay.
 
-    `read` queries beside the writer, `run` commits a unit of work.
+    Pictures are marked as gone before they go: the transaction proves that this tracker still owns the store, and no
+    redelivery can be begun between its two halves. `read` queries beside the writer, `run` commits a unit of work.
     """
 
     def __init__(self, config: TrackerConfig, pictures: PictureStore, read: Read, run: Run, clock: Clock) -> None:
@@ -34,6 +48,7 @@ class Retention:
         self._read = read
         self._run = run
         self._clock = clock
+        self._undeleted: dict[str, _Undeleted] = {}
         self.trouble: str | None = None
 
     async def run_for_ever(self) -> None:
@@ -42,28 +57,35 @@ class Retention:
             await asyncio.sleep(self._config.retention_interval_s)
             try:
                 await self.sweep()
-                self.trouble = None
             except Deposed:
                 return
-            except Exception as error:  # noqa: BLE001 - whatever the picture store raises must not end retention for ever
-                self.trouble = f"Old jobs and pictures cannot be removed: {error}"
+            except Exception as error:  # noqa: BLE001 - whatever is raised must not end retention for ever
+                # Health is public: what the error says may name hosts and paths. The log has it.
+                self.trouble = f"Old jobs and pictures cannot be removed ({type(error).__name__})."
                 _log.exception("sweep failed")
 
     async def sweep(self) -> None:
-        """Remove everything that is due."""
-        while await self._forget_old():
-            pass
-        while await self._shrink():
-            pass
+        """Remove everything that is due. What cannot be deleted is left for the next sweep, and told in `trouble`."""
+        if self._undeleted:
+            await self._remove_pictures([left.view for left in self._undeleted.values()])
+        for step in (self._forget_old, self._shrink):
+            while len(self._undeleted) < MAX_UNDELETED and await step():
+                pass
+        self.trouble = None
+        if self._undeleted:
+            causes = ", ".join(sorted({left.cause for left in self._undeleted.values()}))
+            self.trouble = f"Pictures of {len(self._undeleted)} jobs cannot be deleted ({causes})."
 
     async def _forget_old(self) -> bool:
-        moment = self._clock.now() - self._config.retention_s
-        old: list[JobView] = await self._read(lambda tx: job_rows.finished_before(tx, moment, BATCH))
-        if old:
-            # Pictures first: a record without a picture can be explained, a picture without a record is lost space.
-            await asyncio.to_thread(self._delete_pictures, old)
-            await self._run(lambda tx: job_rows.delete(tx, [view.key for view in old]))
-            _log.info("old jobs forgotten", extra={"count": len(old)})
+        moment, undeleted = self._clock.now() - self._config.retention_s, tuple(self._undeleted)
+        find = partial(job_rows.finished_before, moment=moment, limit=BATCH, but=undeleted)
+        old: list[JobView] = await self._read(find)
+        if not old:
+            return False
+        # Pictures first: a record without a picture can be explained, a picture without a record is lost space.
+        keys = await self._remove_pictures(old)
+        await self._run(lambda tx: job_rows.delete(tx, job_rows.still_settled(tx, keys)))
+        _log.info("old jobs forgotten", extra={"count": len(keys)})
         return len(old) == BATCH
 
     async def _shrink(self) -> bool:
@@ -71,6 +93,7 @@ class Retention:
             excess = job_rows.pictures_bytes(tx) - self._config.retention_bytes
             return excess, job_rows.oldest_pictures(tx, BATCH) if excess > 0 else []
 
+        excess: int
         excess, oldest = await self._read(over)
         going = []
         for view in oldest:
@@ -78,17 +101,44 @@ class Retention:
                 break
             going.append(view)
             excess -= view.picture.size_bytes if view.picture else 0
-        if going:
-            await asyncio.to_thread(self._delete_pictures, going)
-            now = self._clock.now()
-            await self._run(lambda tx: job_rows.picture_deleted(tx, [view.key for view in going], now))
-            _log.info("oldest pictures removed", extra={"count": len(going)})
-        return bool(going) and excess > 0
+        if not going:
+            return False
+        keys = await self._remove_pictures(going)
+        _log.info("oldest pictures removed", extra={"count": len(keys)})
+        return excess > 0
 
-    def _delete_pictures(self, views: list[JobView]) -> None:
+    async def _remove_pictures(self, views: list[JobView]) -> list[str]:
+        """Mark the pictures of those jobs that are still settled as gone, then delete them.
+
+        Returns the keys of the jobs that have none any more; remembers those whose pictures cannot be deleted.
+        """
+        now = self._clock.now()
+
+        def mark(tx: sa.Connection) -> list[str]:
+            keys = job_rows.still_settled(tx, [view.key for view in views])
+            job_rows.picture_deleted(tx, keys, now)
+            return keys
+
+        marked = set(await self._run(mark))
+        undeleted = await asyncio.to_thread(self._delete_pictures, [view for view in views if view.key in marked])
         for view in views:
-            if view.picture is not None:
-                self._pictures.delete(view.picture.key)
-            # A lost attempt may have published too; its picture was never shown, and goes with the job.
-            for attempt in range(1, view.attempt + 1):
-                self._pictures.delete(artifact_key(view.key, attempt))
+            self._undeleted.pop(view.key, None)
+        self._undeleted |= {left.view.key: left for left in undeleted}
+        return [key for key in marked if key not in self._undeleted]
+
+    def _delete_pictures(self, views: list[JobView]) -> list[_Undeleted]:
+        undeleted = []
+        for view in views:
+            try:
+                self._delete_pictures_of(view)
+            except Exception as error:  # noqa: BLE001 - one that cannot be deleted must not keep the others
+                _log.warning("picture not deleted", extra={"job_id": view.job_id, "key": view.key}, exc_info=error)
+                undeleted.append(_Undeleted(view, type(error).__name__))
+        return undeleted
+
+    def _delete_pictures_of(self, view: JobView) -> None:
+        if view.picture is not None:
+            self._pictures.delete(view.picture.key)
+        # A lost attempt may have published too; its picture was never shown, and goes with the job.
+        for attempt in range(1, view.attempt + 1):
+            self._pictures.delete(artifact_key(view.key, attempt))

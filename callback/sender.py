@@ -86,7 +86,9 @@ class Sender:
     async def _post_to(
         self, address: str, parcel: Parcel, image: bytes | None, url: URL, sent_at: float, deadline: float
     ) -> Reply:
-        timeout_s = max(0.1, deadline - asyncio.get_running_loop().time())
+        timeout_s = deadline - asyncio.get_running_loop().time()
+        if timeout_s <= 0:  # To the HTTP client 0 would mean for ever.
+            raise NoReply("The time for this attempt was over before anything could be sent.")
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, CONNECT_TIMEOUT_S))
         try:
             async with self._session.post(

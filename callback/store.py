@@ -61,6 +61,7 @@ class Store:
                 max_overflow=0,
                 pool_timeout=BUSY_TIMEOUT_S,
                 pool_pre_ping=True,
+                hide_parameters=True,
                 connect_args=_POSTGRESQL_BOUNDS,
             )
         engine = sa.create_engine(
@@ -68,6 +69,8 @@ class Store:
             pool_size=pool_size,
             max_overflow=0,
             pool_timeout=BUSY_TIMEOUT_S,
+            # Errors would carry prompts and callback secrets into the log.
+            hide_parameters=True,
             connect_args={"check_same_thread": False},
         )
 
@@ -144,11 +147,16 @@ class Store:
         Raises `Deposed` if another tracker has taken over, `StoreUnavailable` if nothing could be committed.
         """
         with _unavailable_if_failing(), self._writer.begin() as tx:
-            # FOR SHARE makes a successor's `acquire` wait until this transaction has ended (SQLite: BEGIN IMMEDIATE).
-            owner = sa.select(tracker_owner.c.epoch).with_for_update(read=True)
+            # The lock makes a successor's `acquire` wait until this transaction has ended, and us for our own last one,
+            # if its connection broke while it was being committed (SQLite: BEGIN IMMEDIATE).
+            owner = sa.select(tracker_owner.c.epoch).with_for_update()
             if tx.execute(owner).scalar_one_or_none() != epoch:
                 raise Deposed("Another tracker owns the store now.")
             yield tx
+
+    def check_writable(self, tx: sa.Connection, now: float) -> None:
+        """Write something in the transaction, so that its commit shows whether the store takes writes."""
+        tx.execute(sa.update(tracker_owner).values(taken_at=now))
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
@@ -188,7 +196,30 @@ def _unavailable_if_failing() -> Iterator[None]:
         if isinstance(error, _OUR_MISTAKES):
             raise
         cause = str(getattr(error, "orig", None) or error).strip().splitlines()[0]
+        # The driver's text may name hosts, users and paths: for the log, not for clients.
         _log.error("store failed", extra={"cause": cause})
-        raise StoreUnavailable(f"The job store cannot be used at the moment ({cause}). Try again later.") from error
+        raise StoreUnavailable(
+            f"The job store cannot be used at the moment ({_kind_of(cause)}). Try again later."
+        ) from error
     except OSError as error:
         raise StoreUnavailable(f"The job store cannot be used at the moment ({error.strerror}).") from error
+
+
+_KINDS = {
+    "full": "its disk is full",
+    "readonly": "its disk is read-only",
+    "read-only": "its disk is read-only",
+    "locked": "another process holds its lock",
+    "lock timeout": "another process holds its lock",
+    "malformed": "its file is damaged",
+    "not a database": "its file is damaged",
+    "i/o error": "its disk fails",
+    "connection": "its server does not answer",
+    "timeout": "it is too slow",
+}
+
+
+def _kind_of(cause: str) -> str:
+    """Return what is wrong in words of ours."""
+    lower = cause.lower()
+    return next((words for sign, words in _KINDS.items() if sign in lower), "the log says why")

@@ -7,6 +7,7 @@ memory never runs ahead of what would survive a crash. The class knows nothing o
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from callback import job_rows
@@ -43,6 +44,9 @@ from callback.states import JobState
 from callback.store import Store
 from observability.logs import get_logger
 
+READERS = 4
+MAX_READS = 256
+"""Questions to the store at once: a store that stalls must not fill the actor's places with them."""
 LONG_PAUSE_S = 1.0
 """A tick that comes so much too late means that the process did not run."""
 
@@ -70,6 +74,8 @@ class JobTracker:
         self._trouble: str | None = "The tracker has not opened its store yet."
         self._stale = False
         self._retiring = False
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._reads = 0
         self._common: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._committer: Committer
@@ -141,6 +147,7 @@ class JobTracker:
             await asyncio.gather(*self._background, return_exceptions=True)
             await self._courier.close()
             await self._committer.close()
+        self._readers.shutdown(wait=False, cancel_futures=True)
         self._store.close()
 
     async def _run(self, work: Work, apply: Apply | None = None) -> Any:
@@ -156,15 +163,20 @@ class JobTracker:
             # The commit may or may not have happened: memory is read anew before the next command.
             self._trouble, self._stale = str(error), True
             raise
+        except Exception as error:
+            # What was committed may not have reached memory.
+            self._stale = self._stale or not isinstance(error, TrackerError)
+            raise
 
     async def _tick_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
+        ticked_at = loop.time()
         while True:
-            began = loop.time()
             await asyncio.sleep(self._config.tick_s)
+            deaf_s, ticked_at = loop.time() - ticked_at - self._config.tick_s, loop.time()
             try:
                 await self._refresh_if_stale()
-                if (deaf_s := loop.time() - began - self._config.tick_s) > LONG_PAUSE_S:
+                if deaf_s > LONG_PAUSE_S:
                     # The process was stopped or starved: what its dispatchers have told waits to be heard.
                     _log.warning("the tracker was paused", extra={"seconds": round(deaf_s, 1)})
                     self._lifecycle.extend_leases(deaf_s)
@@ -265,7 +277,13 @@ class JobTracker:
             with self._store.reading() as tx:
                 return query(tx)
 
-        return await asyncio.to_thread(read)
+        if self._reads >= MAX_READS:
+            raise Unavailable(f"{MAX_READS} questions wait for the job store. Try again later.")
+        self._reads += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, read)
+        finally:
+            self._reads -= 1
 
     async def health(self) -> TrackerHealth:
         """Return the tracker's own account of itself; never raises."""
@@ -299,7 +317,7 @@ class JobTracker:
             protocol_version=PROTOCOL_VERSION,
             code_version=code_version(),
             code_fingerprint=code_fingerprint(),
-            config_fingerprint=self._config.fingerprint(),
+            config_fingerprint=self._config.fingerprint(self._pictures.identity),
             epoch=self._epoch,
             pid=os.getpid(),
         )

@@ -95,6 +95,8 @@ class LocalDarkroom:
             stdout=log,
             stderr=log,
             start_new_session=True,
+            # Started in the background of a script we ignore SIGINT, and a child would as well; `stop` sends it.
+            preexec_fn=_heed_interrupts,  # noqa: PLW1509 - nothing of ours runs in a thread yet
         )
 
     def _refuse_a_second(self) -> None:
@@ -154,6 +156,10 @@ class LocalDarkroom:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def health_at(url: str) -> dict[str, Any] | None:

@@ -50,6 +50,7 @@ class Dispatcher:
         handle: DeploymentHandle,
         client: TrackerClient,
         has_queued: Callable[[str], bool],
+        is_cancelled: Callable[[str], bool],
         job_timeout_s: float,
         holder: str,
     ) -> None:
@@ -57,6 +58,7 @@ class Dispatcher:
         self._handle = handle.options(stream=True)
         self._client = client
         self._has_queued = has_queued
+        self._is_cancelled = is_cancelled
         self._job_timeout_s = job_timeout_s
         self._holder = holder
         self._metrics = RenderMetrics(model)
@@ -167,6 +169,9 @@ class Dispatcher:
             predecessor.lose()
         attempt = Attempt(claim, self._handle, self._job_timeout_s, self)
         self._attempts[claim.key] = attempt
+        if self._is_cancelled(claim.key):
+            # The wish came while the claim was on its way to us.
+            attempt.cancel()
         self._tasks[attempt] = asyncio.create_task(self._carry_out(attempt))
 
     # ---- leases and progress --------------------------------------------------------------------------------------

@@ -149,6 +149,11 @@ class Mirror:
         ahead: int = self._waiting[view.model].bisect_left(view.seq)
         return ahead + 1
 
+    def is_cancelled(self, key: str) -> bool:
+        """Tell whether the client wants the open job to stop."""
+        view = self._open.get(key)
+        return view is not None and view.cancel_requested
+
     def has_queued(self, model: str) -> bool:
         """Tell whether jobs of the model can be claimed."""
         return any(self._open[key].state is JobState.QUEUED for key in self._waiting[model].values())

@@ -33,6 +33,11 @@ class TrackerPictures:
     def __init__(self, artifacts: ArtifactStore) -> None:
         self._artifacts = artifacts
 
+    @property
+    def identity(self) -> str:
+        """The root of the store."""
+        return self._artifacts.root
+
     def read(self, picture: Picture) -> bytes:
         """Return the verified PNG."""
         return self._artifacts.read(artifact_ref(picture))
@@ -85,6 +90,7 @@ class Service:
                 handle=handle,
                 client=self.client,
                 has_queued=self.mirror.has_queued,
+                is_cancelled=self.mirror.is_cancelled,
                 job_timeout_s=settings.job_timeout_s,
                 holder=holder,
             )

@@ -1,5 +1,6 @@
 """Every process may die or stop at any moment: no accepted job is lost, ended twice, or given a wrong picture."""
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -93,7 +94,8 @@ def stop_tracker_past_its_lease(app: App) -> None:
         else:
             raise AssertionError("nobody took over")
     finally:
-        os.kill(old.pid, signal.SIGCONT)
+        with contextlib.suppress(ProcessLookupError):  # Ray may have ended it for good already
+            os.kill(old.pid, signal.SIGCONT)
     old.wait(20)
 
 

@@ -5,6 +5,7 @@ import hashlib
 import socket
 import threading
 from contextlib import ExitStack
+from dataclasses import replace
 from email import message_from_bytes
 from email.message import Message
 from typing import Any
@@ -14,8 +15,10 @@ import pytest
 from callback.backoff import FIRST_DELAY_S, LAST_TRY_MARGIN_S
 from callback.clock import iso
 from callback.courier import Courier
-from callback.records import Claim, JobView, Submit
+from callback.errors import StoreUnavailable
+from callback.records import Claim, JobView, Picture, Submit
 from callback.schema import delivery_attempts
+from callback.sender import Reply, Sender
 from callback.states import DeliveryState
 from stress.callback_entries import EntryKind
 from stress.callback_server import CallbackServer
@@ -444,6 +447,59 @@ async def test_a_far_expiry_does_not_keep_a_job_for_ever(start: StartDesk, recei
     await desk.until(lambda view: view.delivery is not None and view.delivery.final)
 
 
+async def test_nothing_is_sent_when_the_expiry_passes_while_the_attempt_is_prepared(
+    desk: Desk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _read_slowly(desk, monkeypatch, 61)
+    await completed(desk, receiver.callback_url, expiry=desk.clock.now() + 60)
+
+    delivery = (await settled(desk)).delivery
+    assert delivery is not None
+    assert (delivery.state, delivery.final, delivery.error) == (DeliveryState.EXPIRED, True, None)
+    assert receiver.entries() == ()
+
+
+def _read_slowly(desk: Desk, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let every reading of a picture take so long."""
+    read = desk.pictures.read
+
+    def slow(picture: Picture) -> bytes:
+        desk.clock.advance(seconds)
+        return read(picture)
+
+    monkeypatch.setattr(desk.pictures, "read", slow)
+
+
+async def test_what_is_sent_tells_the_moment_of_its_sending(
+    desk: Desk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished_at = desk.clock.now()
+    _read_slowly(desk, monkeypatch, 10)
+    await completed(desk, receiver.callback_url)
+    await settled(desk)
+
+    (entry,) = receiver.entries()
+    assert entry.webhook_timestamp == str(int(finished_at + 10))
+    assert entry.completed_at == iso(finished_at)
+
+
+async def test_an_attempt_may_take_until_the_expiry_and_no_longer(
+    desk: Desk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timeouts, post = [], Sender.post
+
+    async def observed(self: Sender, *args: Any, timeout_s: float, **kwargs: Any) -> Reply:
+        timeouts.append(timeout_s)
+        return await post(self, *args, timeout_s=timeout_s, **kwargs)
+
+    monkeypatch.setattr(Sender, "post", observed)
+    _read_slowly(desk, monkeypatch, 15)
+    await completed(desk, receiver.callback_url, expiry=desk.clock.now() + 20)
+    await settled(desk)
+
+    assert timeouts == [pytest.approx(5)]
+
+
 # ---- once more by request --------------------------------------------------------------------------------------------
 
 
@@ -460,6 +516,24 @@ async def test_a_callback_is_sent_again_on_request_under_its_id(desk: Desk, rece
     assert (second.kind, second.webhook_attempt) == (EntryKind.REPEAT, 2)
     assert view.delivery is not None
     assert view.delivery.final
+
+
+async def test_a_delivered_callback_stays_delivered_when_the_expiry_ends_its_redelivery(
+    desk: Desk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await completed(desk, receiver.callback_url, expiry=desk.clock.now() + 60)
+    before = (await settled(desk)).delivery
+    _read_slowly(desk, monkeypatch, 61)
+
+    await desk.redeliver()
+    delivery = (await settled(desk, attempts=2)).delivery
+
+    assert before is not None
+    assert delivery == replace(before, attempts=2)
+    assert delivery.state is DeliveryState.DELIVERED
+    assert len(receiver.entries()) == 1
+    log = desk.rows(delivery_attempts.select())
+    assert [row["state"] for row in log] == [DeliveryState.DELIVERED, DeliveryState.EXPIRED]
 
 
 async def test_a_request_to_send_again_that_is_repeated_sends_once(desk: Desk, receiver: CallbackServer) -> None:
@@ -665,6 +739,59 @@ async def test_an_attempt_that_is_cut_off_by_the_end_is_repeated_by_the_successo
     assert view.delivery is not None
     assert view.delivery.state is DeliveryState.DELIVERED
     receiver.behave()
+
+
+async def test_a_first_attempt_that_comes_after_the_end_began_is_left_to_the_successor(
+    desk: Desk, start: StartDesk, receiver: CallbackServer
+) -> None:
+    receiver.misbehave(delay_s=BOUND_S)
+    await completed(desk, receiver.callback_url)
+    await receiver.wait_for_async("job-1", timeout_s=BOUND_S)
+    draining = asyncio.create_task(desk.tracker._courier.drain())
+    await asyncio.sleep(0)
+
+    late = await completed(desk, receiver.callback_url, job_id="late")
+    assert desk.tracker._courier.under_way == 1
+    receiver.behave()
+    await asyncio.wait_for(draining, BOUND_S)
+    delivery = desk.stored(late.key).delivery
+    assert delivery is not None
+    assert (delivery.state, delivery.first_settled_at) == (DeliveryState.PENDING, None)
+    await asyncio.wait_for(desk.tracker.close(), BOUND_S)
+
+    await (await start()).until_settled("late", attempts=2)
+    assert [entry.webhook_attempt for entry in receiver.entries() if entry.job_id == "late"] == [2]
+
+
+async def test_no_repeat_is_begun_after_the_end_began(desk: Desk, receiver: CallbackServer) -> None:
+    receiver.misbehave(times=1, answer_status=503)
+    await completed(desk, receiver.callback_url)
+    await settled(desk)
+    await desk.tracker._courier.drain()
+
+    desk.clock.advance(10)
+    await _look(desk)
+
+    assert len(receiver.entries()) == 1
+    delivery = (await desk.view()).delivery
+    assert delivery is not None
+    assert delivery.attempts == 1
+
+
+@pytest.mark.parametrize("error", [RuntimeError("secret-host:5432 refused"), StoreUnavailable("secret-host refused")])
+async def test_what_goes_wrong_with_repeats_is_told_without_its_details(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    failed = asyncio.Event()
+
+    async def broken(self: Courier) -> None:
+        failed.set()
+        raise error
+
+    monkeypatch.setattr(Courier, "_begin_due", broken)
+    await asyncio.wait_for(failed.wait(), BOUND_S)
+
+    assert (await desk.tracker.health()).degraded == (f"Callbacks cannot be repeated ({type(error).__name__}).",)
 
 
 async def test_a_bug_in_one_search_does_not_end_all_repeats(

@@ -4,9 +4,12 @@ import asyncio
 import ipaddress
 import socket
 import ssl
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -16,10 +19,11 @@ from cryptography.x509.oid import NameOID
 from yarl import URL
 
 from callback.delivery_rows import Parcel
-from callback.egress import EgressPolicy, Target, receiver_of, system_resolver
+from callback.egress import LOOKUPS_OF_ONE_HOST, EgressPolicy, Target, receiver_of, system_resolver
 from callback.errors import EgressRefused
 from callback.sender import NoReply, Reply, Sender
 from tests.unit.callback.raw_receiver import raw_receiver
+from tests.unit.callback.tracker_kit import BOUND_S
 
 PUBLIC = "93.184.215.14"
 
@@ -269,6 +273,81 @@ async def test_the_system_resolver_reads_numbers_without_a_network() -> None:
 
 
 @pytest.mark.parametrize(
+    ("url", "address"), [(f"http://{PUBLIC}/", PUBLIC), ("http://[2606:2800:21f::8b2c]/", "2606:2800:21f::8b2c")]
+)
+async def test_an_address_needs_no_resolver(url: str, address: str) -> None:
+    names = Names()
+
+    assert (await EgressPolicy(resolver=names).check(url)).addresses == (address,)
+    with pytest.raises(EgressRefused, match="does not send to"):
+        await EgressPolicy(resolver=names).check("http://10.0.0.1/")
+    assert names.asked == []
+
+
+class SlowDns:
+    """A `getaddrinfo` that answers when it is told, and counts what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answer = threading.Event()
+
+    def __call__(self, host: str, port: int, **_: Any) -> list[Any]:
+        self.asked.append(host)
+        self.answer.wait(BOUND_S)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (PUBLIC, port))]
+
+
+@pytest.fixture
+def slow_dns(monkeypatch: pytest.MonkeyPatch) -> Iterator[SlowDns]:
+    """Slow DNS behind a pool of five threads."""
+    dns = SlowDns()
+    with ThreadPoolExecutor(5) as threads:
+        monkeypatch.setattr("callback.egress._threads", threads)
+        monkeypatch.setattr("callback.egress.socket.getaddrinfo", dns)
+        yield dns
+        dns.answer.set()
+
+
+async def test_a_slow_name_holds_only_its_share_of_the_threads_and_answers_all_who_ask(slow_dns: SlowDns) -> None:
+    asking = [asyncio.create_task(system_resolver("slow.example", 80)) for _ in range(20)]
+    await asyncio.sleep(0)
+    other = asyncio.create_task(system_resolver("other.example", 80))
+    async with asyncio.timeout(BOUND_S):
+        while "other.example" not in slow_dns.asked:  # noqa: ASYNC110 - a thread tells nobody that it began
+            await asyncio.sleep(0.001)
+    assert slow_dns.asked.count("slow.example") == LOOKUPS_OF_ONE_HOST
+
+    slow_dns.answer.set()
+
+    assert await asyncio.gather(*asking, other) == [[PUBLIC]] * 21
+    assert slow_dns.asked.count("slow.example") == LOOKUPS_OF_ONE_HOST
+
+
+async def test_a_name_is_resolved_anew_when_its_resolutions_have_ended(slow_dns: SlowDns) -> None:
+    slow_dns.answer.set()
+    for _ in range(LOOKUPS_OF_ONE_HOST + 2):
+        await system_resolver("public.example", 80)
+
+    assert len(slow_dns.asked) == LOOKUPS_OF_ONE_HOST + 2
+
+
+async def test_who_gives_up_spoils_no_resolution_for_others_and_leaves_none_waiting_for_nobody(
+    slow_dns: SlowDns,
+) -> None:
+    asking = [asyncio.create_task(system_resolver("slow.example", 80)) for _ in range(6)]
+    given_up = [asyncio.create_task(system_resolver(f"n{n}.example", 80)) for n in range(9)]
+    await asyncio.sleep(0)
+    for task in (asking[-1], *given_up):
+        task.cancel()
+    await asyncio.gather(asking[-1], *given_up, return_exceptions=True)
+
+    slow_dns.answer.set()
+
+    assert await asyncio.gather(*asking[:-1]) == [[PUBLIC]] * 5
+    assert len([host for host in slow_dns.asked if host != "slow.example"]) <= 1
+
+
+@pytest.mark.parametrize(
     "url",
     [
         "http://public.example/a%2Fb?token=a%2Bb%2F%3D&x=%7e#part",
@@ -357,6 +436,15 @@ async def test_the_next_address_is_tried_when_the_first_does_not_answer() -> Non
 
     assert reply.accepted
     assert receiver.connections == 1
+
+
+async def test_nothing_is_sent_when_the_time_is_over() -> None:
+    async with raw_receiver() as receiver, Sender() as sender:
+        target = Target(URL(receiver.url), ("127.0.0.1",))
+        with pytest.raises(NoReply, match="time for this attempt was over"):
+            await sender.post(parcel(receiver.url), None, target, sent_at=1_900_000_000.0, timeout_s=0)
+
+    assert receiver.connections == 0
 
 
 async def test_no_second_address_is_tried_once_something_was_sent() -> None:

@@ -1,8 +1,12 @@
 import asyncio
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
+from callback.errors import Deposed
 from callback.records import JobView, artifact_key
 from callback.schema import deliveries, delivery_attempts, jobs
 from stress.callback_server import CallbackServer
@@ -83,6 +87,7 @@ async def test_pictures_of_lost_attempts_go_with_their_job(desk: Desk) -> None:
     assert desk.pictures.keys() == set()
 
 
+@pytest.mark.defect("D3")
 async def test_the_oldest_pictures_go_when_there_are_too_many_bytes(start: StartDesk) -> None:
     desk = await start(retention_bytes=1000)
     views = []
@@ -160,7 +165,7 @@ async def test_a_picture_store_that_fails_is_reported_and_does_not_end_retention
     desk.clock.advance(11)
     await asyncio.wait_for(failed.wait(), BOUND_S)
     async with asyncio.timeout(BOUND_S):
-        while "object store is away" not in " ".join((await desk.tracker.health()).degraded):  # noqa: ASYNC110
+        while "RuntimeError" not in " ".join((await desk.tracker.health()).degraded):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert job_ids(desk) == ["old"]
 
@@ -168,3 +173,134 @@ async def test_a_picture_store_that_fails_is_reported_and_does_not_end_retention
     async with asyncio.timeout(BOUND_S):
         while job_ids(desk) or (await desk.tracker.health()).degraded:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+# ---- what happens meanwhile ------------------------------------------------------------------------------------------
+
+
+async def old_and_delivered(start: StartDesk, receiver: CallbackServer, **settings: object) -> tuple[Desk, JobView]:
+    """Return a desk with one delivered job that retention wants to remove, and a receiver that takes no more."""
+    desk = await start(**settings)
+    view = await rendered(desk, "job-1", callback_url=receiver.callback_url)
+    await desk.until_settled()
+    receiver.misbehave(answer_status=503)
+    desk.clock.advance(11)
+    return desk, view
+
+
+DUE = pytest.mark.parametrize(
+    "settings", [{"retention_s": 10.0}, {"retention_bytes": 0}], ids=["old", "too many bytes"]
+)
+
+
+@DUE
+async def test_a_job_that_is_redelivered_before_its_picture_is_marked_is_kept_with_it(
+    start: StartDesk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:
+    desk, view = await old_and_delivered(start, receiver, **settings)
+    retention, read = desk.tracker._retention, desk.tracker._retention._read
+
+    async def read_and_redeliver(query: Callable[[sa.Connection], Any]) -> Any:
+        found = await read(query)
+        assert isinstance(await desk.redeliver(), JobView)
+        return found
+
+    monkeypatch.setattr(retention, "_read", read_and_redeliver)
+    await sweep(desk)
+
+    assert job_ids(desk) == ["job-1"]
+    assert desk.pictures.keys() == {artifact_key(view.key, 1)}
+    assert not desk.stored(view.key).picture_deleted
+
+
+@DUE
+async def test_a_job_whose_picture_is_being_deleted_is_not_redelivered(
+    start: StartDesk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:
+    desk, _ = await old_and_delivered(start, receiver, **settings)
+    loop, delete = asyncio.get_running_loop(), desk.pictures.delete
+    begun, go_on = asyncio.Event(), threading.Event()
+
+    def slow(key: str) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        go_on.wait(BOUND_S)
+        delete(key)
+
+    monkeypatch.setattr(desk.pictures, "delete", slow)
+    sweeping = asyncio.create_task(sweep(desk))
+    try:
+        await asyncio.wait_for(begun.wait(), BOUND_S)
+        assert rejected(await desk.redeliver()) == "not_redeliverable"
+    finally:
+        go_on.set()
+    await asyncio.wait_for(sweeping, BOUND_S)
+
+    assert desk.pictures.keys() == set()
+
+
+@DUE
+async def test_a_tracker_that_was_replaced_deletes_no_picture(
+    start: StartDesk, receiver: CallbackServer, settings: dict[str, object]
+) -> None:
+    desk, view = await old_and_delivered(start, receiver, **settings)
+    await start()
+
+    with pytest.raises(Deposed):
+        await sweep(desk)
+
+    assert desk.pictures.keys() == {artifact_key(view.key, 1)}
+
+
+# ---- pictures that cannot be deleted ---------------------------------------------------------------------------------
+
+
+def keep_undeletable(desk: Desk, monkeypatch: pytest.MonkeyPatch, keys: set[str]) -> None:
+    delete = desk.pictures.delete
+
+    def refuse(key: str) -> None:
+        if key in keys:
+            raise PermissionError("/mnt/pictures is not ours")
+        delete(key)
+
+    monkeypatch.setattr(desk.pictures, "delete", refuse)
+
+
+@DUE
+async def test_pictures_that_cannot_be_deleted_keep_no_others(
+    start: StartDesk, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:
+    monkeypatch.setattr("callback.retention.BATCH", 2)
+    desk = await start(**settings)
+    views = [await rendered(desk, f"job-{n}") for n in range(7)]
+    desk.clock.advance(11)
+    kept = {artifact_key(view.key, 1) for view in views[:3]}
+    with monkeypatch.context() as patch:
+        keep_undeletable(desk, patch, kept)
+        await sweep(desk)
+        await sweep(desk)
+    assert desk.pictures.keys() == kept
+    assert desk.tracker._retention.trouble == "Pictures of 3 jobs cannot be deleted (PermissionError)."
+    if "retention_s" in settings:
+        assert job_ids(desk) == ["job-0", "job-1", "job-2"]
+
+    await sweep(desk)
+
+    assert desk.pictures.keys() == set()
+    assert desk.tracker._retention.trouble is None
+    if "retention_s" in settings:
+        assert job_ids(desk) == []
+
+
+async def test_a_sweep_ends_when_very_many_pictures_cannot_be_deleted(
+    start: StartDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("callback.retention.BATCH", 2)
+    monkeypatch.setattr("callback.retention.MAX_UNDELETED", 4)
+    desk = await start(retention_s=10.0)
+    views = [await rendered(desk, f"job-{n}") for n in range(7)]
+    desk.clock.advance(11)
+    keep_undeletable(desk, monkeypatch, {artifact_key(view.key, 1) for view in views})
+
+    await sweep(desk)
+
+    assert [desk.stored(view.key).picture_deleted for view in views] == [True] * 4 + [False] * 3

@@ -68,6 +68,10 @@ class FolderPictures:
         path.write_bytes(content)
         return Picture(key, hashlib.sha256(content).hexdigest(), len(content), 64, 64)
 
+    @property
+    def identity(self) -> str:
+        return str(self.folder)
+
     def read(self, picture: Picture) -> bytes:
         content = (self.folder / picture.key).read_bytes()
         if hashlib.sha256(content).hexdigest() != picture.sha256:

@@ -44,6 +44,7 @@ class FakeTracker:
 
     claims: list[Claim] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
     reports: list[Finish | Release] = field(default_factory=list)
     renewals: list[Renew] = field(default_factory=list)
     unavailable: int = 0

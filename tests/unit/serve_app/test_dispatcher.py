@@ -31,6 +31,7 @@ async def start(tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 
     def start_one(handle: FakeHandle, **options: Any) -> Dispatcher:
         values = {"model": "m", "job_timeout_s": 60.0, "holder": "me", "has_queued": lambda _: bool(tracker.claims)}
+        values["is_cancelled"] = lambda key: key in tracker.cancelled
         dispatcher = Dispatcher(handle=handle, client=tracker, **values | options)  # type: ignore[arg-type]
         started.append(dispatcher)
         dispatcher.start()
@@ -123,6 +124,18 @@ async def test_a_cancelled_job_is_stopped_and_reported_as_cancelled(
     (report,) = tracker.reports
     assert isinstance(report, Finish)
     assert (report.state, report.error_code) == (JobState.FAILED, "cancelled")
+
+
+@pytest.mark.defect("D17")
+async def test_a_cancel_that_came_before_the_claim_is_honoured(
+    tracker: FakeTracker, start: Callable[..., Dispatcher]
+) -> None:
+    tracker.claims, tracker.cancelled = [claim()], {"k1"}
+    start(FakeHandle([asyncio.Event(), STARTED, FINISHED]))
+    await until(lambda: bool(tracker.reports))
+    (report,) = tracker.reports
+    assert isinstance(report, Finish)
+    assert report.error_code == "cancelled"
 
 
 async def test_a_lost_lease_stops_the_rendering_and_reports_nothing(

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -70,7 +71,9 @@ def test_the_url_is_one_that_a_caller_on_this_machine_can_use(host: str, shown: 
 
 def test_the_receiver_runs_as_a_module_until_it_is_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "stress.callback_server", "--host", "127.0.0.1", "--port", "0"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+    # A test run in the background of a script ignores SIGINT, and its children would as well.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, preexec_fn=heed) as process:  # noqa: PLW1509
         try:
             assert process.stdout is not None
             first_line = process.stdout.readline()
