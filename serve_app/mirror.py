@@ -109,10 +109,7 @@ class Mirror:
         return self._open[key] if key is not None else await self._client.get(owner, job_id)
 
     async def wait_until_settled(self, view: JobView, wait_s: float) -> JobView:
-        """Return the job's view once its final state may be shown, or as it is after `wait_s` seconds.
-
-        Raises `Unavailable` if the tracker was replaced meanwhile and cannot be asked what was missed.
-        """
+        """Return the job's view once its final state may be shown, or as it is known after `wait_s` seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
         watch = _Watch(self._open.get(view.key, view))
@@ -128,6 +125,8 @@ class Mirror:
                 delivery = watch.view.delivery
                 # A final state may be shown from some moment on without any further change.
                 bound_s = max(0.0, delivery.settles_by - now) if delivery else left_s
+                if watch.overtaken:
+                    bound_s = min(bound_s, CHANGES_WAIT_S)
                 await wait_for_event(watch.changed, min(left_s, bound_s))
         finally:
             self._watches[view.key].discard(watch)
@@ -137,7 +136,11 @@ class Mirror:
     async def _catch_up(self, watch: _Watch) -> None:
         watch.overtaken = False
         asked_of = watch.view
-        found = await self._client.get(asked_of.owner, asked_of.job_id)
+        try:
+            found = await self._client.get(asked_of.owner, asked_of.job_id)
+        except TrackerError:
+            watch.overtaken = True  # The tracker is still coming up; the wait goes on, and asks again.
+            return
         # The stream may have told more while we asked.
         if found is not None and found.key == asked_of.key and watch.view is asked_of:
             watch.view = found

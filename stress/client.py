@@ -120,8 +120,8 @@ class AsyncDarkroomClient:
     ) -> JobStatus:
         """Wait until the job is final and return its record, whichever final status that is.
 
-        Polls are held by a service that knows `?wait=`; any other is polled every `poll_interval_s`. Once the
-        job was seen, an outage of the service is waited out within `timeout_s`.
+        Polls are held by a service that knows `?wait=`; any other is polled every `poll_interval_s`. A service that
+        is busy (429, 503), and once the job was seen any outage, is waited out within `timeout_s`.
 
         Raises:
             JobNotFoundError: the service has no such job; at once.
@@ -137,7 +137,8 @@ class AsyncDarkroomClient:
                 try:
                     status = await self.status(job_id, _long_poll_s(deadline - asked_at))
                 except _TRANSIENT as error:
-                    if seen is None:
+                    # A service that says that it is busy is there, and answers later.
+                    if seen is None and not isinstance(error, ServiceBusyError):
                         raise
                     trouble = error
                     if isinstance(error, ServiceBusyError):
