@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 import torch
 import typer
+from diffusers import DiffusionPipeline
 from torch import nn
 
 from deployments.embedded import train_adapter, train_autoencoder, train_denoiser, train_text
@@ -95,6 +96,22 @@ def export(output: Annotated[Path, typer.Argument(help="Model folder to write.")
         if (work / f"{stage}.pt").exists():
             _restore(part, work, stage, key)
     save(assemble(vae, unet, encoder), output)
+
+
+@app.command()
+def begin(model: Annotated[Path, typer.Argument(help="Model folder to start from.")], work: Folder = WORK) -> None:
+    """Start from a model folder where the training state is lost: every stage goes on at step 0 with its weights."""
+    pipeline = DiffusionPipeline.from_pretrained(model)
+    for part, stage in (
+        (pipeline.vae, train_autoencoder.STAGE),
+        (pipeline.text_encoder, train_text.STAGE),
+        (pipeline.unet, train_denoiser.STAGE),
+    ):
+        checkpoint = Checkpoint(work / f"{stage}.pt")
+        if checkpoint.path.exists():
+            raise typer.BadParameter(f"{checkpoint.path} exists; move it away first")
+        weights = part.state_dict()
+        checkpoint.save({"model": weights, "averaged": weights, "step": 0})
 
 
 def _restore(part: nn.Module, work: Path, stage: str, key: str = "model") -> None:

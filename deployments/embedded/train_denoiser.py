@@ -27,14 +27,14 @@ from deployments.embedded.train_text import tokenise
 STAGE = "denoiser"
 
 SIZES: tuple[tuple[tuple[int, int], float], ...] = (
-    ((512, 512), 0.40),
-    ((1024, 1024), 0.20),
+    ((512, 512), 0.25),
+    ((1024, 1024), 0.40),
     ((768, 768), 0.10),
-    ((768, 1024), 0.06),
-    ((1024, 768), 0.06),
-    ((512, 768), 0.05),
-    ((768, 512), 0.05),
-    ((256, 256), 0.08),
+    ((768, 1024), 0.07),
+    ((1024, 768), 0.07),
+    ((512, 768), 0.03),
+    ((768, 512), 0.03),
+    ((256, 256), 0.05),
 )
 """Width and height of the pictures, and the part of the steps that trains on them."""
 
@@ -169,8 +169,9 @@ def train(
     if (state := checkpoint.load()) is not None:
         unet.load_state_dict(state["model"])
         averaged.update(state["averaged"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        if "optimizers" in state:
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
         step = state["step"]
     saved_at = time.monotonic()
     last = plan.steps if until is None else min(until, plan.steps)

@@ -68,7 +68,8 @@ def train(plan: Plan, checkpoint: Checkpoint, progress: Progress, until: int | N
     step = 0
     if (state := checkpoint.load()) is not None:
         encoder.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:
+            optimizer.load_state_dict(state["optimizer"])
         step = state["step"]
     saved_at = time.monotonic()
     last = plan.steps if until is None else min(until, plan.steps)

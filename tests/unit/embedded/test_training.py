@@ -1,5 +1,6 @@
 """The autoencoder's starting weights, and every stage of training at a tiny size."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,7 +12,9 @@ from deployments.embedded.architecture import assemble, build_text_encoder, buil
 from deployments.embedded.autoencoder import balance, build_vae, to_latent
 from deployments.embedded.checkpoints import Checkpoint
 from deployments.embedded.muon import orthogonal
+from deployments.embedded.placeholder import MODEL_FOLDER
 from deployments.embedded.progress import Progress
+from deployments.embedded.train import begin
 
 QUIET = Progress("test", every_s=1e9)
 SMALL_SIZES = (((64, 64), 1.0),)
@@ -71,6 +74,14 @@ def test_every_stage_runs_and_the_folder_loads(tmp_path: Path) -> None:
     save(assemble(vae, unet, encoder), tmp_path / "model")
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "model")
     assert {pipeline.unet.dtype, pipeline.vae.dtype, pipeline.text_encoder.dtype} == {torch.float32}
+
+
+def test_training_goes_on_from_a_model_folder(tmp_path: Path) -> None:
+    begin(MODEL_FOLDER, tmp_path)
+    encoder = build_text_encoder()
+    unet = train_denoiser.train(replace(DENOISER, steps=1), encoder, Checkpoint(tmp_path / "denoiser.pt"), QUIET)
+    shipped = DiffusionPipeline.from_pretrained(MODEL_FOLDER).unet
+    assert float((unet.conv_in.weight - shipped.conv_in.weight).abs().max()) < 0.01
 
 
 def test_an_adapter_trains_and_is_small(tmp_path: Path) -> None:
