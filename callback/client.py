@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import ray
 from packaging.version import Version
@@ -54,8 +54,6 @@ BATCHES_UNDER_WAY = 2
 """Two, so that one is on its way while the other is being committed; more would only make batches smaller."""
 MAX_WAITING = 20_000
 _SILENCE = "The job tracker does not answer at the moment. Try again in a few seconds."
-
-T = TypeVar("T")
 
 _log = get_logger("tracker-client")
 
@@ -262,7 +260,10 @@ class TrackerClient:
             while len(batch) < MAX_BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
             # Whoever has given up waiting, or gone away, is not served any more.
-            self._spawn(self._send([pending for pending in batch if not pending.future.done()]))
+            if wanted := [pending for pending in batch if not pending.future.done()]:
+                self._spawn(self._send(wanted))
+            else:
+                self._room.release()
 
     async def _send(self, batch: list[_Pending]) -> None:
         try:

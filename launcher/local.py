@@ -64,6 +64,8 @@ class LocalDarkroom:
         if host := os.environ.get("MINER_SERVER_HOST"):
             options["host"] = host
         if port := os.environ.get("MINER_SERVER_PORT"):
+            if not port.isdecimal():
+                raise LaunchError(f"MINER_SERVER_PORT is {port!r}; set it to a port number.")
             options["port"] = int(port)
         for application in self._config["applications"]:
             arguments = application.setdefault("args", {})
