@@ -1,6 +1,5 @@
 """The launcher, as `make serve` and `make stop` use it: one instance, killed whole, started again."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -103,4 +102,6 @@ def test_the_old_servers_address_variables_are_honoured(
     monkeypatch.setenv("MINER_SERVER_PORT", "18091")
     darkroom = LocalDarkroom(config, tmp_path / "home")
     assert darkroom.address.url == "http://127.0.0.1:18091"
-    assert os.environ["MINER_SERVER_PORT"] == "18091"
+    monkeypatch.setenv("MINER_SERVER_PORT", "http")
+    with pytest.raises(LaunchError, match="MINER_SERVER_PORT is 'http'"):
+        LocalDarkroom(config, tmp_path / "home")
