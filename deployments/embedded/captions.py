@@ -33,9 +33,12 @@ def caption(scene: Scene, random: Random) -> Caption:
     return Caption(_with_background(body, scene.background, random))
 
 
-def sample(random: Random) -> tuple[Scene, Caption]:
-    """A scene and a sentence; one in eight sentences is incomplete or has words that nobody knows."""
-    scene = sample_scene(random)
+def sample(random: Random, pairs: float = 0.25) -> tuple[Scene, Caption]:
+    """A scene and a sentence; one in eight sentences is incomplete or has words that nobody knows.
+
+    `pairs` is the part of the scenes with two things.
+    """
+    scene = sample_scene(random, pairs)
     if random.random() > 0.125:
         return scene, caption(scene, random)
     if random.random() < 0.4:

@@ -26,10 +26,13 @@ class Scene:
     relation: str | None = None
 
 
-def sample_scene(random: Random) -> Scene:
-    """A scene of the grammar; attributes that captions may leave out take their default about half of the time."""
+def sample_scene(random: Random, pairs: float = 0.25) -> Scene:
+    """A scene of the grammar; attributes that captions may leave out take their default about half of the time.
+
+    `pairs` is the part of the scenes with two things.
+    """
     background, first, second = random.sample(list(COLOURS), 3)
-    if random.random() < 0.25:
+    if random.random() < pairs:
         things = tuple(
             Thing(random.choice(SHAPES), colour, fill=_sometimes(random, 0.2, FILLS, "plain"))
             for colour in (first, second)

@@ -1,7 +1,6 @@
 """Trains the decoder to draw sharp pictures from area averages. The encoder is exact from the start and stays."""
 
 import math
-import time
 from dataclasses import dataclass
 from random import Random
 
@@ -15,6 +14,7 @@ from deployments.embedded.architecture import REDUCTION
 from deployments.embedded.autoencoder import balance, build_vae, drop_reserved_gradients, to_latent, trainable
 from deployments.embedded.checkpoints import Checkpoint, randomness, step_seed
 from deployments.embedded.progress import Progress
+from deployments.embedded.stage import finite, run_steps
 
 STAGE = "autoencoder"
 SIDES = (512, 640, 768, 1024, 1024)
@@ -105,15 +105,14 @@ def train(plan: Plan, checkpoint: Checkpoint, progress: Progress, until: int | N
     weights = trainable(vae)
     vae.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(weights, lr=plan.learning_rate, betas=(0.9, 0.98))
-    step = 0
+    begin = 0
     if (state := checkpoint.load()) is not None:
         vae.load_state_dict(state["model"])
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-    saved_at = time.monotonic()
-    last = plan.steps if until is None else min(until, plan.steps)
-    while step < last:
+        begin = state["step"]
+
+    def take_step(step: int) -> dict[str, float]:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(plan, step)
         pictures = crops(plan, step).contiguous(memory_format=torch.channels_last)
@@ -124,16 +123,22 @@ def train(plan: Plan, checkpoint: Checkpoint, progress: Progress, until: int | N
         decoded = vae.decode(latents).sample * 0.5 + 0.5
         loss = loss_of(decoded, pictures)
         optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of step {step} is not finite; the last checkpoint is sound")
+        value = finite(loss, step)
         loss.backward()  # type: ignore[no-untyped-call]
         drop_reserved_gradients(vae)
         norm = torch.nn.utils.clip_grad_norm_(weights, 5.0)
         optimizer.step()
         balance(vae)
-        step += 1
-        progress.report(step, plan.steps, loss=loss.item(), psnr=psnr(decoded.detach(), pictures), norm=norm.item())
-        if time.monotonic() - saved_at > plan.save_every_s or step == last:
-            checkpoint.save({"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
-            saved_at = time.monotonic()
+        return {"loss": value, "psnr": psnr(decoded.detach(), pictures), "norm": norm.item()}
+
+    run_steps(
+        take_step,
+        lambda: {"model": vae.state_dict(), "optimizer": optimizer.state_dict()},
+        begin=begin,
+        steps=plan.steps,
+        until=until,
+        checkpoint=checkpoint,
+        progress=progress,
+        save_every_s=plan.save_every_s,
+    )
     return vae.eval()

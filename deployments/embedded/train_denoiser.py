@@ -5,7 +5,6 @@ picture for every sample costs a tenth of what the network costs.
 """
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,19 +21,20 @@ from deployments.embedded.checkpoints import Checkpoint, randomness, step_seed
 from deployments.embedded.muon import Muon
 from deployments.embedded.progress import Progress
 from deployments.embedded.scenes import Scene
+from deployments.embedded.stage import finite, run_steps
 from deployments.embedded.train_text import tokenise
 
 STAGE = "denoiser"
 
 SIZES: tuple[tuple[tuple[int, int], float], ...] = (
-    ((512, 512), 0.25),
-    ((1024, 1024), 0.40),
-    ((768, 768), 0.10),
-    ((768, 1024), 0.07),
-    ((1024, 768), 0.07),
+    ((512, 512), 0.18),
+    ((1024, 1024), 0.50),
+    ((768, 768), 0.08),
+    ((768, 1024), 0.08),
+    ((1024, 768), 0.06),
     ((512, 768), 0.03),
     ((768, 512), 0.03),
-    ((256, 256), 0.05),
+    ((256, 256), 0.04),
 )
 """Width and height of the pictures, and the part of the steps that trains on them."""
 
@@ -55,12 +55,14 @@ class Plan:
     """Length and size of the training."""
 
     steps: int = 20000
-    latents: int = 32 * 1024
-    """Latents of a step: 32 pictures of 512 x 512, or 8 of 1024 x 1024."""
+    latents: int = 48 * 1024
+    """Latents of a step: 48 pictures of 512 x 512, or 12 of 1024 x 1024."""
+    pairs: float = 0.4
+    """Part of the scenes with two things: harder than single ones, so more of them than the grammar has."""
     muon_rate: float = 0.02
     adam_rate: float = 1e-3
     warm_up: int = 50
-    decay_from: float = 0.5
+    decay_from: float = 0.2
     """Part of the steps after which the learning rate falls in a straight line to a fiftieth."""
     average: float = 0.998
     """Decay of the running average of the weights, which is what is exported."""
@@ -104,12 +106,19 @@ def latents_of(
     return to_latent(functional.avg_pool2d(fine, SAMPLES_PER_LATENT))
 
 
-def noise_levels(count: int, generator: Generator) -> Tensor:
-    """Noise levels in 0..1, (count,), evenly spread over the levels that sampling visits."""
+def noise_shift(width: int, height: int) -> float:
+    """How far training moves towards noise: what is where is decided at levels that rise with the number of latents
+    that show it, so large pictures are trained with more noise than sampling spends on them.
+    """
+    return FLOW_SHIFT * math.pow(max(1.0, math.sqrt(width * height) / 512.0), 0.75)
+
+
+def noise_levels(count: int, generator: Generator, shift: float = FLOW_SHIFT) -> Tensor:
+    """Noise levels in 0..1, (count,), evenly spread over the levels that sampling with this shift visits."""
     offset = torch.rand(1, generator=generator)
     even = (torch.arange(count) + offset) / count
     even = even[torch.randperm(count, generator=generator)]
-    return FLOW_SHIFT * even / (1.0 + (FLOW_SHIFT - 1.0) * even)
+    return shift * even / (1.0 + (shift - 1.0) * even)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,9 +138,9 @@ def batch_of(plan: Plan, step: int, style: drawing.Style = "painted") -> Batch:
     sizes = plan.early_sizes if step < plan.early_steps else plan.sizes
     (width, height), _ = random.choices(sizes, [weight for _, weight in sizes])[0]
     count = max(2, plan.latents // ((width // REDUCTION) * (height // REDUCTION)))
-    samples = [captions.sample(random) for _ in range(count)]
+    samples = [captions.sample(random, plan.pairs) for _ in range(count)]
     clean = latents_of([scene for scene, _ in samples], width, height, generator, style)
-    level = noise_levels(count, generator)
+    level = noise_levels(count, generator, noise_shift(width, height))
     noise = torch.randn(clean.shape, generator=generator)
     share = level.view(-1, 1, 1, 1)
     return Batch(
@@ -165,17 +174,16 @@ def train(
     weights = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizers = build_optimizers(plan, unet)
     averaged = {name: value.clone() for name, value in unet.state_dict().items()}
-    step = 0
+    begin = 0
     if (state := checkpoint.load()) is not None:
         unet.load_state_dict(state["model"])
         averaged.update(state["averaged"])
         if "optimizers" in state:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-        step = state["step"]
-    saved_at = time.monotonic()
-    last = plan.steps if until is None else min(until, plan.steps)
-    while step < last:
+        begin = state["step"]
+
+    def take_step(step: int) -> dict[str, float]:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(plan, step)
@@ -186,25 +194,28 @@ def train(
         flow = unet(noisy, batch.timesteps, words).sample
         loss = functional.mse_loss(flow, batch.flow)
         unet.zero_grad(set_to_none=True)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of step {step} is not finite; the last checkpoint is sound")
+        value = finite(loss, step)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
         for optimizer in optimizers:
             optimizer.step()
-        step += 1
-        _average(averaged, unet, min(plan.average, (1.0 + step) / (10.0 + step)))
-        progress.report(step, plan.steps, loss=loss.item(), norm=norm.item())
-        if time.monotonic() - saved_at > plan.save_every_s or step == last:
-            checkpoint.save(
-                {
-                    "model": unet.state_dict(),
-                    "averaged": averaged,
-                    "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                    "step": step,
-                }
-            )
-            saved_at = time.monotonic()
+        _average(averaged, unet, min(plan.average, (2.0 + step) / (11.0 + step)))
+        return {"loss": value, "norm": norm.item()}
+
+    run_steps(
+        take_step,
+        lambda: {
+            "model": unet.state_dict(),
+            "averaged": averaged,
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        },
+        begin=begin,
+        steps=plan.steps,
+        until=until,
+        checkpoint=checkpoint,
+        progress=progress,
+        save_every_s=plan.save_every_s,
+    )
     unet.load_state_dict(averaged)
     return unet.eval()
 

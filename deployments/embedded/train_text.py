@@ -1,7 +1,5 @@
 """Teaches the text encoder to read: every position from the end mark on holds the meaning of the whole caption."""
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +12,7 @@ from deployments.embedded.architecture import build_text_encoder, build_tokenize
 from deployments.embedded.checkpoints import Checkpoint, randomness, step_seed
 from deployments.embedded.meaning import MEANING_WIDTH, choices_of, meaning_of, read
 from deployments.embedded.progress import Progress
+from deployments.embedded.stage import finite, run_steps
 from deployments.embedded.vocabulary import MAX_TOKENS
 
 STAGE = "text"
@@ -65,15 +64,14 @@ def train(plan: Plan, checkpoint: Checkpoint, progress: Progress, until: int | N
     tokenizer, encoder = build_tokenizer(), build_text_encoder()
     end = tokenizer.eos_token_id
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=plan.learning_rate, weight_decay=0.01)
-    step = 0
+    begin = 0
     if (state := checkpoint.load()) is not None:
         encoder.load_state_dict(state["model"])
         if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
-        step = state["step"]
-    saved_at = time.monotonic()
-    last = plan.steps if until is None else min(until, plan.steps)
-    while step < last:
+        begin = state["step"]
+
+    def take_step(step: int) -> dict[str, float]:
         rate = min(1.0, (step + 1) / plan.warm_up) * (1.0 - 0.95 * step / plan.steps)
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * rate
@@ -84,14 +82,20 @@ def train(plan: Plan, checkpoint: Checkpoint, progress: Progress, until: int | N
         hidden = encoder(ids)[0]
         loss = loss_of(hidden, ids, meanings, end)
         optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss of step {step} is not finite; the last checkpoint is sound")
+        figures = {"loss": finite(loss, step)}
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
-        step += 1
-        progress.report(step, plan.steps, loss=loss.item())
-        if time.monotonic() - saved_at > plan.save_every_s or step == last:
-            checkpoint.save({"model": encoder.state_dict(), "optimizer": optimizer.state_dict(), "step": step})
-            saved_at = time.monotonic()
+        return figures
+
+    run_steps(
+        take_step,
+        lambda: {"model": encoder.state_dict(), "optimizer": optimizer.state_dict()},
+        begin=begin,
+        steps=plan.steps,
+        until=until,
+        checkpoint=checkpoint,
+        progress=progress,
+        save_every_s=plan.save_every_s,
+    )
     return encoder.eval()
