@@ -117,9 +117,11 @@ class LocalDarkroom:
             "RAY_ADDRESS": "local",
             # Ray's ports other than HTTP listen on all interfaces; a token keeps strangers from running code there.
             "RAY_AUTH_MODE": "token",
+            # Ray's agents write their title over their environment otherwise, and with it the marker.
+            "SPT_NOENV": "1",
         }
         theirs = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ}
-        return ours | theirs | {name: ours[name] for name in (MARKER, "RAY_ADDRESS", "RAY_AUTH_MODE")}
+        return ours | theirs | {name: ours[name] for name in (MARKER, "RAY_ADDRESS", "RAY_AUTH_MODE", "SPT_NOENV")}
 
     def wait_until_ready(self, on_wait: Callable[[str], None] = lambda _: None) -> None:
         """Return when jobs are accepted; models may still load. Raises `LaunchError` if that takes too long."""

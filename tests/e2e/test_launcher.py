@@ -1,9 +1,11 @@
 """The launcher, as `make serve` and `make stop` use it: one instance, killed whole, started again."""
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 import yaml
 
@@ -49,6 +51,12 @@ def start(config: Path, tmp_path: Path) -> Iterator[Callable[[], LocalDarkroom]]
         darkroom.stop()
 
 
+def sessions_of(darkroom: LocalDarkroom) -> list[psutil.Process]:
+    """Every process in the sessions of an instance's processes: Ray's agents too, which rename themselves."""
+    sessions = {os.getsid(process.pid) for process in processes_of(darkroom.instance)}
+    return [process for process in psutil.process_iter() if os.getsid(process.pid) in sessions]
+
+
 @pytest.mark.defect("D1")
 @pytest.mark.defect("D21")
 def test_open_jobs_go_on_after_the_whole_instance_was_killed(
@@ -70,7 +78,9 @@ def test_open_jobs_go_on_after_the_whole_instance_was_killed(
         ]
         receiver.wait_for(jobs[0], timeout_s=30)
 
+    everything = sessions_of(first)
     assert kill_instance(first.instance) > 3
+    assert psutil.wait_procs(everything, timeout=5)[1] == []
 
     second = start()
     with DarkroomClient(second.address.url) as client:
