@@ -133,3 +133,10 @@ class CallbackWaitTimeoutError(KitError, TimeoutError):
         )
         self.job_id = job_id
         self.received = received
+
+
+class UnreadablePictureError(KitError, ValueError):
+    """A picture could not be decoded, so it can be compared with nothing."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"Cannot decode {name}: {reason}. Validate it first; it may be truncated or no picture.")

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from stress import image_validator
-from stress.image_validator import ImageValidator, Pixels
+from stress.image_validator import ImageValidator
+from stress.picture_faults import PictureFaultKind
+from stress.pixels import Pixels
 
 SIZE = 64
 
@@ -127,7 +129,7 @@ def test_another_size_is_a_dimension_mismatch() -> None:
 
 
 def test_a_huge_picture_is_refused_without_being_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_validator, "MAX_DECODED_PIXELS", SIZE * SIZE)
+    monkeypatch.setattr("stress.pixels.MAX_DECODED_PIXELS", SIZE * SIZE)
     broken_tail = encode(noise(128, 128), "JPEG")[:-2000]
 
     result = small_validator().validate_bytes(broken_tail)
@@ -235,3 +237,78 @@ def test_an_unreadable_file_is_not_called_partial(tmp_path: Path) -> None:
     assert not is_partial
     assert reason is not None
     assert reason.startswith("Could not analyze: ")
+
+
+def smooth() -> Pixels:
+    blotches = Image.fromarray(noise(6, 6)).resize((SIZE, SIZE))
+    return np.array(blotches, dtype=np.uint8)
+
+
+def deep_validator(side: int = SIZE) -> ImageValidator:
+    return ImageValidator(side, side, min_file_size=1, deep=True)
+
+
+def test_a_grey_tail_is_only_found_by_a_deep_check() -> None:
+    pixels = smooth()
+    pixels[50:] = 128
+    data = encode(pixels)
+
+    assert small_validator().validate_bytes(data).is_valid
+    result = deep_validator().validate_bytes(data)
+    assert not result.is_valid
+    assert result.is_partial
+    assert result.reason == result.faults[0].sentence
+    assert result.faults[0].kind is PictureFaultKind.GREY_TAIL
+
+
+def test_a_deep_check_keeps_the_words_of_the_specified_ones_and_adds_its_findings() -> None:
+    pixels = smooth()
+    pixels[30:] = 0
+
+    result = deep_validator().validate_bytes(encode(pixels))
+
+    assert result.reason == "Image has 53.1% blank/black pixels (threshold: 50.0%)"
+    assert [fault.kind for fault in result.faults] == [PictureFaultKind.BLACK_TAIL]
+
+
+def test_a_deep_check_includes_the_specified_search_for_a_dark_bottom() -> None:
+    pixels = smooth()
+    # Dark enough to be missing, too uneven to be one colour.
+    pixels[44:] = np.random.default_rng(1).integers(0, 10, (20, SIZE, 3))
+
+    result = deep_validator().validate_bytes(encode(pixels))
+
+    assert result.reason == "Partial render detected: 100.0% of bottom rows are blank"
+
+
+def test_a_truncated_file_has_the_specified_reason_and_its_own_name() -> None:
+    data = encode(smooth())
+
+    result = deep_validator().validate_bytes(data[:-12])
+
+    assert result.reason is not None
+    assert result.reason.startswith("PIL verification failed: ")
+    assert [fault.kind for fault in result.faults] == [PictureFaultKind.TRUNCATED_FILE]
+
+
+def test_a_file_that_is_too_small_because_it_was_cut_says_both() -> None:
+    result = ImageValidator(deep=True).validate_bytes(encode(noise())[:-30])
+
+    assert result.reason is not None
+    assert result.reason.startswith("File too small")
+    assert result.is_partial
+
+
+def test_an_honest_picture_passes_the_deep_check() -> None:
+    assert deep_validator().validate_bytes(encode(smooth())).is_valid
+    assert deep_validator().validate_bytes(encode(noise())).is_valid
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "least", "most"),
+    [(1024, 1024, 100_000, 10_000_000), (512, 512, 25_000, 10_000_000), (2048, 1024, 200_000, 20_000_000)],
+)
+def test_bounds_of_the_files_size_follow_the_area(width: int, height: int, least: int, most: int) -> None:
+    validator = ImageValidator.for_size(width, height)
+
+    assert (validator.min_file_size, validator.max_file_size) == (least, most)
