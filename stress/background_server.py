@@ -120,6 +120,11 @@ class BackgroundServer:
         if self.is_running:
             return self
         listener = self._listen()
+        try:
+            self._prepare()
+        except BaseException:
+            listener.close()
+            raise
         serving = threading.Event()
         # No log configuration: the process that hosts the server owns its logging.
         self._server = _Server(
@@ -172,6 +177,9 @@ class BackgroundServer:
             transport = connection.transport
             if transport is not None and transport.get_extra_info("peername")[:2] == client:
                 transport.abort()
+
+    def _prepare(self) -> None:
+        """Get ready what the app needs; called when the port is had, before anything is served."""
 
     def _listen(self) -> socket.socket:
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET

@@ -20,8 +20,8 @@ from callback.records import Claim, JobView, Picture, Submit
 from callback.schema import delivery_attempts
 from callback.sender import Reply, Sender
 from callback.states import DeliveryState
-from stress.callback_entries import EntryKind
 from stress.callback_server import CallbackServer
+from stress.receiver.entries import EntryKind
 from tests.unit.callback.raw_receiver import answering, answering_and_waiting, raw_receiver
 from tests.unit.callback.tracker_kit import BOUND_S, PNG, Desk, StartDesk, is_final, new_job, rejected
 

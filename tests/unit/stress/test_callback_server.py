@@ -2,7 +2,6 @@ import asyncio
 import hashlib
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -10,34 +9,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sent_callbacks import FIELDS, post, until
 
-from stress.callback_entries import CallbackEntry, EntryKind
 from stress.callback_server import CallbackServer
 from stress.errors import BackgroundServerError, CallbackWaitTimeoutError
+from stress.receiver import callbacks
+from stress.receiver.entries import CallbackEntry, EntryKind
 
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
-FIELDS = {"job_id": "job-1", "status": "completed", "completed_at": "2030-01-01T00:00:00+00:00"}
 
 
 @pytest.fixture
 def receiver() -> Iterator[CallbackServer]:
     with CallbackServer() as server:
         yield server
-
-
-def post(
-    server: CallbackServer,
-    *,
-    picture: bytes | None = None,
-    headers: dict[str, str] | None = None,
-    **fields: str,
-) -> httpx.Response:
-    parts: list[tuple[str, tuple[str | None, bytes]]] = [
-        (name, (None, value.encode())) for name, value in {**FIELDS, **fields}.items()
-    ]
-    if picture is not None:
-        parts.append(("image", ("x.png", picture)))
-    return httpx.post(server.callback_url, files=parts, headers=headers, trust_env=False)
 
 
 def test_a_callback_is_recorded_with_every_field(tmp_path: Path) -> None:
@@ -60,6 +45,9 @@ def test_a_callback_is_recorded_with_every_field(tmp_path: Path) -> None:
     assert before <= received_at <= datetime.now(UTC)
     assert entry == {
         **FIELDS,
+        "number": 1,
+        "sender": "127.0.0.1",
+        "signature": "not checked",
         "image_url": "http://x/images/job-1.png",
         "provided_secret": "s3",
         "secret_ok": None,
@@ -109,7 +97,8 @@ def test_an_id_that_is_no_plain_name_is_422_and_writes_nothing(tmp_path: Path, j
 
     assert answer.status_code == 422
     assert server.entries() == ()
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["callbacks.jsonl"]
+    assert [path.name for path in storage.iterdir()] == ["callbacks.jsonl"]
 
 
 @pytest.mark.parametrize("job_id", ["job-1", "a.b:c d", ".hidden", "écran", "x" * 200])
@@ -140,7 +129,8 @@ def test_a_wrong_or_missing_secret_is_401_and_its_picture_is_not_kept(tmp_path: 
     assert entry.provided_secret == headers.get("X-Callback-Secret")
     assert entry.answered_status == 401
     assert (entry.has_image, entry.saved_path) == (True, None)
-    assert list(tmp_path.iterdir()) == []
+    assert server.picture(entry) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["callbacks.jsonl"]
 
 
 def test_an_announced_body_over_the_limit_is_413() -> None:
@@ -150,6 +140,9 @@ def test_an_announced_body_over_the_limit_is_413() -> None:
 
     assert answer.status_code == 413
     assert len(server.entries()) == 1
+    assert [(refusal.answered_status, refusal.size_bytes) for refusal in server.refusals()] == [
+        (413, int(answer.request.headers["content-length"]))
+    ]
 
 
 def test_a_body_of_unknown_length_over_the_limit_is_413() -> None:
@@ -163,6 +156,47 @@ def test_a_body_of_unknown_length_over_the_limit_is_413() -> None:
         answer = httpx.post(server.callback_url, content=chunks(), headers=headers, trust_env=False)
 
     assert answer.status_code == 413
+
+
+def test_what_is_refused_is_recorded_and_counted(receiver: CallbackServer) -> None:
+    before = datetime.now(UTC)
+    post(receiver, job_id="../evil")
+    httpx.post(receiver.callback_url, files={"job_id": (None, "job-1")}, trust_env=False)
+    httpx.post(receiver.callback_url, content=b"?", headers={"content-type": "multipart/form-data"}, trust_env=False)
+    listed = httpx.get(f"{receiver.url}/refused", params={"after": 1}, trust_env=False).json()
+
+    path, parts, unreadable = receiver.refusals()
+    assert (path.number, path.job_id, path.answered_status) == (1, "../evil", 422)
+    assert path.reason == "job_id: a job id must be a plain name: no path and no control characters"
+    assert path.sender == "127.0.0.1"
+    assert before <= path.received_at <= datetime.now(UTC)
+    assert parts.reason == "status: Field required; completed_at: Field required"
+    assert unreadable.answered_status == 400
+    assert listed["total"] == 3
+    assert [refusal["number"] for refusal in listed["refused"]] == [2, 3]
+    assert receiver.entries() == ()
+
+
+def test_a_sender_that_breaks_off_is_recorded(receiver: CallbackServer) -> None:
+    with socket.create_connection(("127.0.0.1", receiver.port)) as caller:
+        caller.sendall(b"POST /callback HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n--half")
+    until(lambda: bool(receiver.refusals()))
+
+    (refusal,) = receiver.refusals()
+    assert refusal.reason == "The sender broke off before the body was whole."
+    assert (refusal.answered_status, refusal.size_bytes) == (None, 1000)
+
+
+def test_a_body_that_does_not_come_is_408(receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "BODY_TIMEOUT_S", 0.1)
+    with socket.create_connection(("127.0.0.1", receiver.port), timeout=30) as caller:
+        caller.sendall(b"POST /callback HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n--half")
+        answer = b""
+        while part := caller.recv(65536):
+            answer += part
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert [refusal.answered_status for refusal in receiver.refusals()] == [408]
 
 
 def test_duplicates_and_repeats_are_told_apart(receiver: CallbackServer) -> None:
@@ -200,19 +234,6 @@ def test_a_forged_callback_does_not_make_the_genuine_one_a_duplicate() -> None:
     assert [entry.kind for entry in server.entries()] == [EntryKind.FIRST, EntryKind.FIRST]
 
 
-def test_the_page_shows_what_callers_sent_as_text_only(receiver: CallbackServer) -> None:
-    post(receiver, status="<b>x</b>", job_id="<img src=x onerror=alert(1)>", error="</td><script>evil()</script>")
-
-    page = httpx.get(receiver.url, trust_env=False)
-
-    assert page.headers["content-type"].startswith("text/html")
-    assert "default-src 'none'" in page.headers["content-security-policy"]
-    assert "<script" not in page.text
-    assert "<img" not in page.text
-    assert "&lt;script&gt;evil()&lt;/script&gt;" in page.text
-    assert 'http-equiv="refresh" content="2"' in page.text
-
-
 def test_the_list_can_be_asked_for_one_job(receiver: CallbackServer) -> None:
     post(receiver)
     post(receiver, job_id="job-2")
@@ -222,6 +243,15 @@ def test_the_list_can_be_asked_for_one_job(receiver: CallbackServer) -> None:
     assert [entry["job_id"] for entry in answer.json()["callbacks"]] == ["job-2"]
 
 
+def test_the_list_can_be_asked_for_what_is_new(receiver: CallbackServer) -> None:
+    for number in range(1, 5):
+        post(receiver, job_id=f"job-{number}")
+
+    for after, wanted in ((2, [3, 4]), (4, []), (99, [])):
+        answer = httpx.get(f"{receiver.url}/callbacks", params={"after": after}, trust_env=False)
+        assert [entry["number"] for entry in answer.json()["callbacks"]] == wanted
+
+
 def test_the_oldest_records_are_dropped_beyond_the_bound() -> None:
     with CallbackServer(max_entries=2) as server:
         for number in range(4):
@@ -229,66 +259,6 @@ def test_the_oldest_records_are_dropped_beyond_the_bound() -> None:
 
     assert [entry.job_id for entry in server.entries()] == ["job-2", "job-3"]
     assert server.entries_for("job-0") == ()
-
-
-def test_answer_status_holds_for_the_next_requests_only(receiver: CallbackServer) -> None:
-    receiver.misbehave(answer_status=500, times=2, answer_body="no disk")
-    receiver.misbehave(answer_status=302, times=1, answer_headers={"Location": "http://127.0.0.1:1/"})
-    receiver.misbehave(answer_status=204, times=1)
-
-    answers = [post(receiver, picture=PICTURE) for _ in range(5)]
-
-    assert [answer.status_code for answer in answers] == [500, 500, 302, 204, 200]
-    assert answers[0].text == "no disk"
-    assert answers[2].headers["location"] == "http://127.0.0.1:1/"
-    entries = receiver.entries_for("job-1")
-    assert [entry.answered_status for entry in entries] == [500, 500, 302, 204, 200]
-    assert [entry.was_accepted for entry in entries] == [False, False, False, True, True]
-
-
-def test_a_dropped_connection_gives_no_answer_and_is_recorded(receiver: CallbackServer) -> None:
-    receiver.misbehave(drop_connection=True, times=1)
-
-    with pytest.raises(httpx.TransportError):
-        post(receiver)
-    assert post(receiver).status_code == 200
-
-    assert [entry.answered_status for entry in receiver.entries_for("job-1")] == [None, 200]
-
-
-def test_behave_ends_a_running_delay(receiver: CallbackServer) -> None:
-    receiver.misbehave(delay_s=3600)
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(post, receiver)
-        receiver.wait_for("job-1", timeout_s=10)
-        assert not answer.done()
-        receiver.behave()
-        assert answer.result(10).status_code == 200
-    assert post(receiver).status_code == 200
-
-
-def test_a_delay_holds_the_answer_back(receiver: CallbackServer) -> None:
-    receiver.misbehave(delay_s=0.2, times=1)
-    asked_at = time.monotonic()
-
-    assert post(receiver).status_code == 200
-
-    assert time.monotonic() - asked_at >= 0.2
-
-
-def test_stop_does_not_wait_for_a_delay() -> None:
-    with ThreadPoolExecutor(1) as pool:
-        with CallbackServer() as server:
-            server.misbehave(delay_s=3600)
-            answer = pool.submit(post, server)
-            server.wait_for("job-1", timeout_s=10)
-        assert answer.result(10).status_code == 200
-
-
-@pytest.mark.parametrize("wrong", [{"times": 0}, {"answer_status": 100}])
-def test_a_misbehaviour_that_cannot_be_is_refused(receiver: CallbackServer, wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="Pass"):
-        receiver.misbehave(**wrong)  # type: ignore[arg-type]
 
 
 def test_wait_for_returns_when_the_last_callback_arrives(receiver: CallbackServer) -> None:
@@ -393,20 +363,6 @@ def test_many_receivers_live_side_by_side() -> None:
     assert len({server.port for server in servers}) == 20
     for number, server in enumerate(servers):
         assert [entry.job_id for entry in server.entries()] == [f"job-{number}"]
-
-
-def test_a_given_folder_is_never_emptied(tmp_path: Path) -> None:
-    other = tmp_path / "images" / "keep.png"
-    other.parent.mkdir()
-    other.write_bytes(b"mine")
-    with CallbackServer(storage=tmp_path) as server:
-        post(server, picture=PICTURE)
-    with CallbackServer(storage=tmp_path) as server:
-        post(server, job_id="job-2", picture=PICTURE)
-        server.clear()
-
-    assert server.entries() == ()
-    assert sorted(path.name for path in other.parent.iterdir()) == ["job-1.png", "keep.png"]
 
 
 def test_the_temporary_folder_goes_with_the_server() -> None:

@@ -1,0 +1,1 @@
+"""The receiver of callbacks, behind `stress.callback_server`."""
