@@ -1,0 +1,1 @@
+"""The checks: what a service promised, tried over HTTP."""

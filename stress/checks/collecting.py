@@ -1,0 +1,141 @@
+"""What came of a final job: its callbacks and its picture, compared with each other and with the record."""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+
+from stress.checks import callbacks
+from stress.checks.following import GRACE_S, Follower
+from stress.checks.job_run import JobRun
+from stress.checks.outcome import Fault
+from stress.checks.pictures import judge_picture, keep_picture
+from stress.checks.session import Session
+from stress.errors import PictureNotFoundError, ServiceError, UnexpectedAnswerError
+from stress.receiver.entries import CallbackEntry
+from stress.wire import JobState, JobStatus
+
+_COMPARED = ("callback", "result", "image")
+
+
+class Collector:
+    """Collects for the jobs of one check, which began at `started_at`."""
+
+    def __init__(self, session: Session, check: str, started_at: datetime) -> None:
+        self._session = session
+        self._follower = Follower(session, check)
+        self._folder = session.pictures / check
+        self._started_at = started_at
+
+    async def callbacks(self, run: JobRun, status: JobStatus) -> None:
+        """Wait for the job's callback and check all that came for it."""
+        report = status.callback
+        coming = run.request.callback_url is not None and (
+            report is None or report.status == "delivered" or callbacks.is_pending(report)
+        )
+        timeout_s = self._session.budgets.callback_s if coming else 0.0
+        await self._session.inbox.wait_for(run.job_id, count=run.earlier_entries + 1, timeout_s=timeout_s)
+        await self.read_entries(run)
+        if coming and not run.entries:
+            await self._missing(run, timeout_s)
+        # A callback with a wrong secret or signature stays undelivered because this kit's receiver rejects it.
+        rejected = any(finding.fault in {Fault.WRONG_SECRET, Fault.WRONG_SIGNATURE} for finding in run.findings)
+        if report is not None and callbacks.is_pending(report) and not rejected:
+            settled = await self._follower.section_when(
+                run, lambda now: not callbacks.is_pending(now), timeout_s=min(GRACE_S, timeout_s)
+            )
+            run.findings += callbacks.section_faults(run.job_id, status, settled or report)
+
+    async def read_entries(self, run: JobRun) -> None:
+        """Check those of the job's callbacks that were not checked before, and all of them for duplicates."""
+        entries = (await self._session.inbox.entries_for(run.job_id))[run.earlier_entries :]
+        if run.status is None or len(entries) == len(run.entries):
+            return
+        for entry in entries[len(run.entries) :]:
+            for finding in callbacks.entry_faults(run.job_id, run.status, run.request, entry):
+                run.found_once(finding.fault, finding.sentence)
+        for finding in callbacks.duplicate_faults(run.job_id, entries):
+            run.found_once(finding.fault, finding.sentence)
+        run.entries = entries
+        first_s = (entries[0].received_at - self._started_at).total_seconds()
+        run.update(callbacks=len(entries), callback_s=first_s)
+
+    async def pictures(self, run: JobRun, status: JobStatus) -> None:
+        """Fetch a completed job's picture on every way, demand that the bytes are the same, and check it."""
+        pictures: dict[str, bytes] = {}
+        sent = await self._sent_picture(run.entries)
+        if sent is not None:
+            pictures["callback"] = sent
+        for address in ("result", "image"):
+            picture = await self._downloaded(run, address)
+            if picture is not None:
+                run.downloads[address] = pictures[address] = picture
+        _compare(run, status, pictures)
+        run.picture = next((pictures[way] for way in _COMPARED if way in pictures), None)
+        if run.picture is not None:
+            await self._judge(run, run.picture)
+
+    async def _missing(self, run: JobRun, timeout_s: float) -> None:
+        says = run.status.callback.status if run.status and run.status.callback else "nothing"
+        stray = await self._stray(run)
+        if stray is not None:
+            sentence = f"The job's callback arrived under the id of another job: {stray.job_id!r}."
+            run.found_once(Fault.WRONG_JOB_ID, sentence)
+        else:
+            sentence = f"No callback arrived within {timeout_s:g} s of the final status; the service says {says!r}."
+            run.found(Fault.MISSING_CALLBACK, sentence)
+
+    async def _stray(self, run: JobRun) -> CallbackEntry | None:
+        """Find this job's callback among those of other jobs, by its `webhook-id` or by its picture."""
+        status = run.status
+        report = status.callback if status else None
+        webhook_id, sha256 = report.webhook_id if report else None, status.sha256 if status else None
+        if sha256 is None and status is not None and status.status is JobState.COMPLETED:
+            picture = await self._downloaded(run, "result")
+            sha256 = None if picture is None else hashlib.sha256(picture).hexdigest()
+        for entry in await self._session.inbox.entries():
+            if webhook_id is not None and entry.webhook_id is not None:
+                if entry.webhook_id == webhook_id:
+                    return entry
+            elif sha256 is not None and entry.sha256 == sha256:
+                return entry
+        return None
+
+    async def _sent_picture(self, entries: Sequence[CallbackEntry]) -> bytes | None:
+        with_picture = [entry for entry in entries if entry.has_image]
+        return await self._session.inbox.picture(with_picture[-1]) if with_picture else None
+
+    async def _downloaded(self, run: JobRun, address: str) -> bytes | None:
+        client = self._session.client
+        try:
+            return await (client.result if address == "result" else client.image)(run.job_id)
+        except PictureNotFoundError as error:
+            run.found_once(Fault.MISSING_PICTURE, f"The job is completed, but its {address} address has none. {error}")
+        except UnexpectedAnswerError as error:
+            run.found(Fault.WRONG_ANSWER, str(error))
+        except ServiceError as error:
+            run.found(Fault.NO_ANSWER, f"The picture could not be fetched. {error}")
+        return None
+
+    async def _judge(self, run: JobRun, picture: bytes) -> None:
+        judgement = await asyncio.to_thread(judge_picture, picture, run.request.width, run.request.height)
+        path = await asyncio.to_thread(keep_picture, self._folder, run.job_id, picture)
+        run.update(picture=judgement.facts.model_copy(update={"path": str(path)}))
+        if judgement.fault is not None:
+            run.found(judgement.fault, f"{judgement.reason}.")
+
+
+def _compare(run: JobRun, status: JobStatus, pictures: dict[str, bytes]) -> None:
+    hashes = {way: hashlib.sha256(picture).hexdigest() for way, picture in pictures.items()}
+    for entry in run.entries[-1:]:
+        if entry.sha256 is not None:
+            hashes["callback"] = entry.sha256
+    if status.sha256 is not None:
+        hashes["record"] = status.sha256
+    if len(set(hashes.values())) > 1:
+        seen = ", ".join(f"{way} {sha256[:12]}" for way, sha256 in hashes.items())
+        run.found(Fault.CHANGED_BYTES, f"The picture's SHA-256 differs between the ways to it: {seen}.")
+    elif status.size_bytes is not None:
+        wrong = {len(picture) for picture in pictures.values()} - {status.size_bytes}
+        if wrong:
+            run.found(Fault.CHANGED_BYTES, f"The record says {status.size_bytes} bytes, the picture has {wrong.pop()}.")

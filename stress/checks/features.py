@@ -1,0 +1,38 @@
+"""What a service can beyond the protocol's first form, by its own word at the root path."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from stress.checks.session import Session
+from stress.errors import ServiceError
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Whether a service offers these routes. Where it offers one, it must work; where not, its check is skipped."""
+
+    cancel: bool
+    redeliver: bool
+
+    @property
+    def complete(self) -> bool:
+        """Whether this is the complete protocol: what has no route of its own must be there as well.
+
+        That is: idempotency keys, repeated submissions of a live id, redirects that are not followed, and every
+        field checked.
+        """
+        return self.cancel and self.redeliver
+
+
+async def features_of(session: Session) -> Features:
+    """Ask the service what it offers; nothing more than the first form if it does not say."""
+    try:
+        info = await session.client.root()
+    except ServiceError:
+        return Features(cancel=False, redeliver=False)
+    routes = (info.model_extra or {}).get("endpoints", {})
+    offered = [str(route) for route in (routes.values() if isinstance(routes, Mapping) else routes)]
+    return Features(
+        cancel=any(route.startswith("DELETE /inference/") for route in offered),
+        redeliver=any(route.startswith("POST /inference/") and route.endswith("/redeliver") for route in offered),
+    )

@@ -1,0 +1,112 @@
+"""Polling: from an accepted job to its final status."""
+
+import asyncio
+import time
+from collections.abc import Callable
+
+from stress.checks.job_run import JobRun
+from stress.checks.outcome import Fault
+from stress.checks.session import Session
+from stress.errors import (
+    AnswerError,
+    JobNotFoundError,
+    ServiceBusyError,
+    ServiceError,
+    ServiceFailedError,
+    ServiceUnreachableError,
+)
+from stress.wire import CallbackReport, JobStatus
+
+LONG_POLL_S = 25
+"""How long a service may hold a poll; one that does not know held polls is asked every `poll_interval_s`."""
+GRACE_S = 10.0
+"""For what should have been there already: how long to look whether it is late or never comes."""
+_GRACE_INTERVAL_S = 0.2
+_TROUBLE = (ServiceUnreachableError, ServiceBusyError, ServiceFailedError)
+
+
+class Follower:
+    """Reads the statuses of one check's jobs."""
+
+    def __init__(self, session: Session, check: str) -> None:
+        self._session = session
+        self._check = check
+
+    async def final_status(self, run: JobRun, budget_s: float) -> JobStatus | None:
+        """Poll until the job is final; None, with a finding, when it is lost or not final within the budget.
+
+        An outage or a crash on a poll is one finding of the job, and is then waited out.
+        """
+        deadline = time.monotonic() + budget_s
+        while (left_s := deadline - time.monotonic()) > 0:
+            asked_at = time.monotonic()
+            try:
+                status = await self.read(run, int(min(left_s, LONG_POLL_S)) or None)
+            except _TROUBLE as error:
+                _note_trouble(run, error)
+            except JobNotFoundError as error:
+                run.found(Fault.LOST_JOB, f"The job was accepted and is unknown now. {error}")
+                return None
+            except AnswerError as error:
+                run.found(Fault.WRONG_ANSWER, str(error))
+                return None
+            else:
+                if status.is_final:
+                    return status
+            # A held poll has used up its interval already.
+            now = time.monotonic()
+            pause_s = min(asked_at + self._session.budgets.poll_interval_s, deadline) - now
+            await asyncio.sleep(max(pause_s, 0.0))
+        last = f"it was last {run.status.status}" if run.status else "no status could be read"
+        run.found(Fault.LATE_JOB, f"The job was not final after {budget_s:.0f} s: {last}.")
+        return None
+
+    async def read(self, run: JobRun, wait_s: float | None = None) -> JobStatus:
+        """Read the job's status once and keep it. Raises as `AsyncDarkroomClient.status`."""
+        status = await self._session.client.status(run.job_id, wait_s)
+        known = run.status
+        run.update(status=status)
+        if known is None or _moves(known) != _moves(status):
+            self._session.progress.job_moved(self._check, run.job_id, status)
+        names = {status.job_id, (status.model_extra or {}).get("id", status.job_id)} - {run.job_id}
+        if names:
+            others = " and ".join(sorted(repr(name) for name in names))
+            run.found_once(Fault.WRONG_JOB_ID, f"The status of this job carries another id: {others}.")
+        return status
+
+    async def section_when(
+        self, run: JobRun, wanted: Callable[[CallbackReport], bool], *, timeout_s: float
+    ) -> CallbackReport | None:
+        """Read the status until its `callback` section is as `wanted`; return the latest section in any case."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                status: JobStatus | None = await self.read(run)
+            except ServiceError:
+                status = run.status
+            report = status.callback if status else None
+            if (report is not None and wanted(report)) or time.monotonic() >= deadline:
+                return report
+            await asyncio.sleep(_GRACE_INTERVAL_S)
+
+    async def missed_section(self, run: JobRun) -> None:
+        """Say that a final status came without its `callback` section, and whether that came later."""
+        state = run.status.status if run.status else "a final status"
+        first_seen = time.monotonic()
+        grace_s = min(GRACE_S, self._session.budgets.callback_s)
+        report = await self.section_when(run, lambda _: True, timeout_s=grace_s)
+        came = f"came {time.monotonic() - first_seen:.1f} s later" if report else f"did not come within {grace_s:g} s"
+        sentence = f"The first poll that showed {state} had no `callback` section, which {came}."
+        run.found(Fault.FINAL_WITHOUT_CALLBACK, sentence)
+
+
+def _moves(status: JobStatus) -> tuple[object, ...]:
+    return status.status, status.stage, status.step
+
+
+def _note_trouble(run: JobRun, error: ServiceError) -> None:
+    # That it is busy is an answer that the protocol allows.
+    if isinstance(error, ServiceBusyError):
+        return
+    fault = Fault.NO_ANSWER if isinstance(error, ServiceUnreachableError) else Fault.WRONG_ANSWER
+    run.found_once(fault, f"A status poll failed. {error}")

@@ -1,0 +1,91 @@
+"""How much memory a service takes, from wherever that can be read."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import httpx
+import psutil
+from prometheus_client.parser import text_string_to_metric_families
+
+from stress.client import AsyncDarkroomClient
+from stress.errors import ServiceError
+
+METRICS_TIMEOUT_S = 5.0
+HEALTH_FIELDS = ("memory_bytes", "rss_bytes")
+"""Names under which services state their memory in `GET /health`."""
+METRICS = ("ray_component_uss_bytes", "ray_component_rss_bytes", "process_resident_memory_bytes")
+"""Gauges of Prometheus, the best first: Ray's own per component, then the usual one of a single process.
+
+Ray's `uss` leaves out what processes share, which a sum over components would count many times.
+"""
+
+
+class MemorySource(Protocol):
+    """Something that knows how much memory the service takes."""
+
+    async def read_bytes(self) -> float | None:
+        """Return the memory in bytes; None if it cannot be read now."""
+
+
+class HealthMemory:
+    """Reads the memory that the service states in its health, where it does."""
+
+    def __init__(self, client: AsyncDarkroomClient) -> None:
+        self._client = client
+
+    async def read_bytes(self) -> float | None:
+        """Return the stated memory in bytes; None if the service states none or is not healthy."""
+        try:
+            stated = (await self._client.health()).model_extra or {}
+        except ServiceError:
+            return None
+        values = [stated[name] for name in HEALTH_FIELDS if isinstance(stated.get(name), (int, float))]
+        return float(values[0]) if values else None
+
+
+class ProcessMemory:
+    """Adds up processes on this machine and everything that they started, without what they share."""
+
+    def __init__(self, pids: Sequence[int]) -> None:
+        self._pids = tuple(pids)
+
+    async def read_bytes(self) -> float | None:
+        """Return the sum in bytes; None if none of the processes lives."""
+        family: set[psutil.Process] = set()
+        for pid in self._pids:
+            try:
+                parent = psutil.Process(pid)
+                family |= {parent, *parent.children(recursive=True)}
+            except psutil.Error:
+                continue
+        sizes = [size for size in map(_own_bytes, family) if size is not None]
+        return float(sum(sizes)) if sizes else None
+
+
+class MetricsMemory:
+    """Adds up the memory gauges on a page of Prometheus metrics, such as that of Ray's agent on each node."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    async def read_bytes(self) -> float | None:
+        """Return the sum in bytes; None if the page cannot be read or has none of the known gauges."""
+        try:
+            async with httpx.AsyncClient(timeout=METRICS_TIMEOUT_S) as client:
+                page = (await client.get(self._url)).raise_for_status().text
+            families = list(text_string_to_metric_families(page))
+        except (httpx.HTTPError, ValueError):
+            return None
+        for name in METRICS:
+            values = [sample.value for family in families for sample in family.samples if sample.name == name]
+            if values:
+                return float(sum(values))
+        return None
+
+
+def _own_bytes(process: psutil.Process) -> int | None:
+    try:
+        taken = process.memory_info()
+    except psutil.Error:
+        return None
+    return int(taken.rss - getattr(taken, "shared", 0))
