@@ -1,0 +1,1 @@
+"""Reports: one `KitReport` as a table, JSON, JUnit, or a page for people."""
