@@ -13,9 +13,9 @@ from pydantic import AliasChoices, BeforeValidator, Field, field_validator, mode
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from callback.config import TRACKER_NAME, TrackerConfig
+from deployments.embedded import ADAPTER_FOLDER, MODEL_FOLDER
 from deployments.models import AdapterSettings, ModelSettings
 
-EMBEDDED_MODEL = Path(__file__).parent.parent / "deployments" / "embedded" / "model"
 _OPEN_JOBS_WHEN_UNBOUNDED = 10_000
 
 
@@ -38,7 +38,7 @@ class Settings(BaseSettings):
 
     # ---- what is rendered, and on what
     models: list[ModelSettings] = Field(
-        default=[ModelSettings(name="embedded", source=str(EMBEDDED_MODEL))],
+        default=[ModelSettings(name="embedded", source=str(MODEL_FOLDER))],
         min_length=1,
         description="Models offered; each is a Serve deployment of its own. The first is the default.",
     )
@@ -48,7 +48,9 @@ class Settings(BaseSettings):
         description="Replaces the source of the first model: a hub id or a local folder.",
     )
     adapters_dir: Path | None = Field(
-        default=None, description="Folder with LoRA adapters for every model that names no folder of its own."
+        default=None,
+        description="Folder with LoRA adapters for every model that names no folder of its own; without it the "
+        "embedded model has the two adapters that ship with it, and other models have none.",
     )
     device: str = Field(
         default="auto",
@@ -173,12 +175,13 @@ class Settings(BaseSettings):
         return tuple(self._with_adapters(model) for model in (first, *others))
 
     def _with_adapters(self, model: ModelSettings) -> ModelSettings:
-        if self.adapters_dir is None or model.adapters.folder is not None:
+        folder = self.adapters_dir
+        if folder is None and model.source == str(MODEL_FOLDER):
+            folder = ADAPTER_FOLDER
+        if folder is None or model.adapters.folder is not None:
             return model
-        folder = str(self.adapters_dir.expanduser().absolute())
-        return model.model_copy(
-            update={"adapters": AdapterSettings(**{**model.adapters.model_dump(), "folder": folder})}
-        )
+        adapters = {**model.adapters.model_dump(), "folder": str(folder.expanduser().absolute())}
+        return model.model_copy(update={"adapters": AdapterSettings(**adapters)})
 
     def resolved_store_url(self) -> str:
         """Return the SQLAlchemy URL of the job store, with an absolute path for SQLite."""

@@ -60,8 +60,8 @@ def deploy(serve_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="session")
 def app(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) -> App:
     """The application that most tests share: a fast simulated model, and the embedded one."""
+    from deployments.embedded import MODEL_FOLDER
     from deployments.models import ModelSettings, SimulatedOptions
-    from serve_app.settings import EMBEDDED_MODEL
     from tests.e2e.adapters import save_adapters
 
     adapters = tmp_path_factory.mktemp("adapters")
@@ -73,7 +73,7 @@ def app(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) ->
         "shared",
         models=[
             ModelSettings(name="simulated", engine="simulated", simulated=simulated),
-            ModelSettings(name="embedded", source=str(EMBEDDED_MODEL)),
+            ModelSettings(name="embedded", source=str(MODEL_FOLDER)),
         ],
         adapters_dir=adapters,
         callback_timeout_s=3.0,

@@ -4,6 +4,8 @@ Prints one table per picture size and writes a contact sheet to look at. Figures
 """
 
 import io
+import resource
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,10 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from deployments.embedded import captions
+from deployments.embedded import ADAPTER_FOLDER, MODEL_FOLDER, captions, evaluate_adapter
 from deployments.embedded.checkpoints import randomness
 from deployments.embedded.grader import Grade, grade
-from deployments.embedded.placeholder import MODEL_FOLDER
 from deployments.embedded.scenes import Scene, sample_scene
 
 SEED = 20_261_122
@@ -108,6 +109,12 @@ def table(title: str, renderings: Sequence[Rendering]) -> Table:
     return out
 
 
+def peak_memory_bytes() -> int:
+    """Most memory that this process has had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def contact_sheet(renderings: Sequence[Rendering], columns: int = 8, side: int = 256) -> Image.Image:
     """The pictures side by side, each within side x side pixels."""
     rows = -(-len(renderings) // columns)
@@ -127,21 +134,31 @@ def main(
     sheet: Annotated[Path, typer.Option(help="Contact sheet to write (first 40 of each size).")] = Path(
         "out/contact-sheet.png"
     ),
+    adapter: Annotated[str, typer.Option(help="Draw with this adapter and measure its look.")] = "",
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
     """Render, measure, print, and write a contact sheet."""
     torch.set_num_threads(threads)
     pipeline = DiffusionPipeline.from_pretrained(model)
     pipeline.set_progress_bar_config(disable=True)
+    if adapter:
+        pipeline.load_lora_weights(ADAPTER_FOLDER, weight_name=f"{adapter}.safetensors")
+        sheet = sheet.with_stem(f"{sheet.stem}-{adapter}")
     console = Console()
     for text in size or ["1024x1024"]:
         width, height = (int(side) for side in text.split("x"))
         renderings = list(render(pipeline, prompts(count), (width, height), steps))
-        console.print(table(f"{count} prompts, {text}, {steps} steps", renderings))
+        title = f"{count} prompts, {text}, {steps} steps"
+        if adapter:
+            pictures = [pixels_of(rendering.image) for rendering in renderings]
+            console.print(evaluate_adapter.table(f"{adapter}, {title}", pictures))
+        else:
+            console.print(table(title, renderings))
         path = sheet.with_stem(f"{sheet.stem}-{text}")
         path.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(renderings[:40]).save(path)
         console.print(f"look at {path}")
+    console.print(f"peak memory {peak_memory_bytes() / 1e9:.2f} GB")
 
 
 if __name__ == "__main__":

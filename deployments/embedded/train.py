@@ -15,7 +15,7 @@ import typer
 from diffusers import DiffusionPipeline
 from torch import nn
 
-from deployments.embedded import train_adapter, train_autoencoder, train_denoiser, train_text
+from deployments.embedded import ADAPTER_FOLDER, train_adapter, train_autoencoder, train_denoiser, train_text
 from deployments.embedded.architecture import assemble, build_text_encoder, build_unet, save
 from deployments.embedded.autoencoder import build_vae
 from deployments.embedded.checkpoints import Checkpoint
@@ -24,7 +24,6 @@ from deployments.embedded.progress import Progress
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
 WORK = Path(".darkroom") / "training"
-ADAPTER_FOLDER = Path(__file__).parent / "adapters"
 Folder = Annotated[Path, typer.Option("--work", help="Where the stages keep their state.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all; a larger number later goes on from there.")]

@@ -6,7 +6,7 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from serve_app.settings import EMBEDDED_MODEL
+from deployments.embedded import MODEL_FOLDER
 
 RANK = 2
 _ADAPTED = (".attn2.to_q.weight", ".attn2.to_v.weight")
@@ -15,7 +15,7 @@ _ADAPTED = (".attn2.to_q.weight", ".attn2.to_v.weight")
 def save_adapters(folder: Path) -> None:
     """Write `strong` (fits the embedded model and changes its pictures) and `foreign` (made for a wider model)."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = EMBEDDED_MODEL / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = MODEL_FOLDER / "unet" / "diffusion_pytorch_model.safetensors"
     with safe_open(weights, framework="numpy") as file:
         shapes = {
             name.removesuffix(".weight"): file.get_slice(name).get_shape()

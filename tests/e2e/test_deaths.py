@@ -14,8 +14,8 @@ import psutil
 import pytest
 import ray
 
+from deployments.embedded import MODEL_FOLDER
 from deployments.models import ModelSettings
-from serve_app.settings import EMBEDDED_MODEL
 from stress.callback_server import CallbackServer
 from tests.apps import App
 from tests.e2e.conftest import SECRET
@@ -33,7 +33,7 @@ def mortal(deploy: Callable[..., App]) -> App:
     """An application whose processes the tests kill."""
     return deploy(
         "mortal",
-        models=[ModelSettings(name="mortal", source=str(EMBEDDED_MODEL))],
+        models=[ModelSettings(name="mortal", source=str(MODEL_FOLDER))],
         lease_s=LEASE_S,
         tracker_takeover_s=TAKEOVER_S,
         callback_timeout_s=5.0,

@@ -9,8 +9,8 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from PIL import Image
 
+from deployments.embedded import MODEL_FOLDER
 from deployments.embedded.evaluate import acceptable
-from deployments.embedded.placeholder import MODEL_FOLDER
 
 
 @cache

@@ -8,9 +8,12 @@ import torch
 from deployments.embedded import drawing
 from deployments.embedded.checkpoints import randomness
 from deployments.embedded.drawing import Style
+from deployments.embedded.evaluate_adapter import saturation
 from deployments.embedded.grader import Grade, grade, look
 from deployments.embedded.scenes import Scene, Thing, sample_scene
 from deployments.embedded.shapes import DISTANCE
+
+STYLES: tuple[Style, ...] = ("monochrome", "blueprint", "painted")
 
 
 def draw(scenes: Sequence[Scene], width: int, height: int, seed: int = 0, style: Style = "painted") -> torch.Tensor:
@@ -79,3 +82,12 @@ def test_monochrome_is_grey_and_blueprint_is_blue() -> None:
     grey = draw(scenes, 64, 64, style="monochrome")
     assert float((grey.amax(1) - grey.amin(1)).max()) == 0.0
     assert all(look(picture).background == "blue" for picture in draw(scenes, 64, 64, style="blueprint"))
+
+
+def test_the_adapters_looks_are_measured_on_what_they_should_draw() -> None:
+    random, _ = randomness(5)
+    scenes = [sample_scene(random) for _ in range(20)]
+    grey, blue, painted = (draw(scenes, 128, 128, style=style) for style in STYLES)
+    assert max(saturation(picture) for picture in grey) < 0.01
+    assert min(saturation(picture) for picture in painted) > 0.08
+    assert all(look(picture).background == "blue" for picture in blue)

@@ -7,12 +7,11 @@ import torch
 from diffusers import DiffusionPipeline
 from torch.nn import functional
 
-from deployments.embedded import train_adapter, train_autoencoder, train_denoiser, train_text
+from deployments.embedded import MODEL_FOLDER, train_adapter, train_autoencoder, train_denoiser, train_text
 from deployments.embedded.architecture import assemble, build_text_encoder, build_unet, save
 from deployments.embedded.autoencoder import balance, build_vae, to_latent
 from deployments.embedded.checkpoints import Checkpoint
 from deployments.embedded.muon import orthogonal
-from deployments.embedded.placeholder import MODEL_FOLDER
 from deployments.embedded.progress import Progress
 from deployments.embedded.train import begin
 

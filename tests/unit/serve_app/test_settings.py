@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from deployments.embedded import ADAPTER_FOLDER
 from serve_app.settings import Settings
 
 
@@ -43,6 +44,18 @@ def test_a_replaced_source_is_the_first_models(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HF_MODEL_ID", "some/model")
     (model,) = Settings().offered_models()
     assert model.source == "some/model"
+
+
+def test_the_embedded_model_has_its_adapters_and_a_replaced_source_has_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (model,) = Settings().offered_models()
+    assert model.adapters.folder == str(ADAPTER_FOLDER)
+    (model,) = Settings(adapters_dir=tmp_path).offered_models()
+    assert model.adapters.folder == str(tmp_path)
+    monkeypatch.setenv("HF_MODEL_ID", "some/model")
+    (model,) = Settings().offered_models()
+    assert model.adapters.folder is None
 
 
 def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
