@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from deployments.embedded.checkpoints import Checkpoint
@@ -33,6 +34,16 @@ def run_steps(
         if time.monotonic() - saved_at > save_every_s or step + 1 == last:
             checkpoint.save({**state(), "step": step + 1})
             saved_at = time.monotonic()
+
+
+def device() -> torch.device:
+    """Where to train: the first GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def precision(where: torch.device, *, bfloat16: bool) -> torch.autocast:
+    """A context whose products are of bfloat16 if asked for; sums, weights and the loss stay float32."""
+    return torch.autocast(where.type, dtype=torch.bfloat16, enabled=bfloat16)
 
 
 def finite(loss: Tensor, step: int) -> float:

@@ -27,6 +27,7 @@ WORK = Path(".darkroom") / "training"
 Folder = Annotated[Path, typer.Option("--work", help="Where the stages keep their state.")]
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Steps = Annotated[int, typer.Option(help="Optimiser steps in all; a larger number later goes on from there.")]
+Bfloat16 = Annotated[bool, typer.Option(help="Multiply in bfloat16: half of the time, where the hardware has it.")]
 Seed = Annotated[int, typer.Option(help="Fixes the pictures, captions, noise and starting weights.")]
 
 
@@ -54,12 +55,20 @@ def text(steps: Steps = 4000, seed: Seed = 1, work: Folder = WORK, threads: Thre
 
 
 @app.command()
-def denoiser(steps: Steps = 20000, seed: Seed = 1, work: Folder = WORK, threads: Threads = 2) -> None:
+def denoiser(
+    steps: Steps = 20000,
+    early_steps: Annotated[int, typer.Option(help="First steps, which train on small pictures only.")] = 900,
+    bfloat16: Bfloat16 = False,
+    seed: Seed = 1,
+    work: Folder = WORK,
+    threads: Threads = 2,
+) -> None:
     """Train the denoiser on captions and latents; needs the text encoder's checkpoint."""
     torch.set_num_threads(threads)
     encoder = build_text_encoder()
     _restore(encoder, work, train_text.STAGE)
-    plan, stage = train_denoiser.Plan(steps=steps, seed=seed), train_denoiser.STAGE
+    plan = train_denoiser.Plan(steps=steps, early_steps=early_steps, bfloat16=bfloat16, seed=seed)
+    stage = train_denoiser.STAGE
     train_denoiser.train(plan, encoder, Checkpoint(work / f"{stage}.pt"), Progress(stage))
 
 
@@ -68,6 +77,7 @@ def adapter(
     style: Annotated[Literal["monochrome", "blueprint"], typer.Argument(help="What to teach.")],
     output: Annotated[Path, typer.Option(help="Folder to write the adapter to.")] = ADAPTER_FOLDER,
     steps: Steps = 800,
+    bfloat16: Bfloat16 = False,
     seed: Seed = 1,
     work: Folder = WORK,
     threads: Threads = 2,
@@ -77,7 +87,7 @@ def adapter(
     encoder, unet = build_text_encoder(), build_unet()
     _restore(encoder, work, train_text.STAGE)
     _restore(unet, work, train_denoiser.STAGE, "averaged")
-    plan = train_adapter.Plan(steps=steps, seed=seed)
+    plan = train_adapter.Plan(steps=steps, bfloat16=bfloat16, seed=seed)
     train_adapter.train(plan, style, unet, encoder, Progress(style))
     typer.echo(f"wrote {train_adapter.save(unet, style, output)}")
 

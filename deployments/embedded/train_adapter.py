@@ -7,14 +7,13 @@ import torch
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
-from torch.nn import functional
 from transformers import CLIPTextModel
 
 from deployments.embedded import train_denoiser
 from deployments.embedded.architecture import build_tokenizer
 from deployments.embedded.drawing import Style
 from deployments.embedded.progress import Progress
-from deployments.embedded.train_text import tokenise
+from deployments.embedded.stage import device
 
 RANK = 4
 TARGETS = (
@@ -33,6 +32,7 @@ class Plan:
     warm_up: int = 20
     latents: int = 16 * 1024
     seed: int = 1
+    bfloat16: bool = False
     sizes: tuple[tuple[tuple[int, int], float], ...] = train_denoiser.SIZES
 
 
@@ -45,24 +45,24 @@ def train(
     unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=TARGETS, init_lora_weights="gaussian"))
     weights = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=plan.learning_rate, betas=(0.9, 0.99))
-    base = train_denoiser.Plan(latents=plan.latents, seed=plan.seed + 1000, sizes=plan.sizes, early_steps=0)
-    tokenizer = build_tokenizer()
-    unet.train()
+    base = train_denoiser.Plan(
+        latents=plan.latents, seed=plan.seed + 1000, sizes=plan.sizes, early_steps=0, bfloat16=plan.bfloat16
+    )
+    tokenizer, where = build_tokenizer(), device()
+    text_encoder = text_encoder.to(where)
+    unet.to(where).train()
     for step in range(plan.steps):
         rate = min(1.0, (step + 1) / plan.warm_up) * (1.0 - 0.95 * step / plan.steps)
         for group in optimizer.param_groups:
             group["lr"] = plan.learning_rate * rate
         batch = train_denoiser.batch_of(base, step, style)
-        with torch.no_grad():
-            words = text_encoder(tokenise(tokenizer, batch.texts))[0]
-        noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
-        loss = functional.mse_loss(unet(noisy, batch.timesteps, words).sample, batch.flow)
+        loss = train_denoiser.loss_of(base, unet, text_encoder, tokenizer, batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
         progress.report(step + 1, plan.steps, loss=loss.item())
-    unet.eval()
+    unet.cpu().eval()
 
 
 def save(unet: UNet2DConditionModel, style: Style, folder: Path) -> Path:

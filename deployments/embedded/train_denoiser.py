@@ -12,7 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from deployments.embedded import captions, drawing
 from deployments.embedded.architecture import FLOW_SHIFT, REDUCTION, build_tokenizer, build_unet
@@ -21,7 +21,7 @@ from deployments.embedded.checkpoints import Checkpoint, randomness, step_seed
 from deployments.embedded.muon import Muon
 from deployments.embedded.progress import Progress
 from deployments.embedded.scenes import Scene
-from deployments.embedded.stage import finite, run_steps
+from deployments.embedded.stage import device, finite, precision, run_steps
 from deployments.embedded.train_text import tokenise
 
 STAGE = "denoiser"
@@ -70,6 +70,8 @@ class Plan:
     sizes: tuple[tuple[tuple[int, int], float], ...] = SIZES
     early_sizes: tuple[tuple[tuple[int, int], float], ...] = EARLY_SIZES
     early_steps: int = 900
+    bfloat16: bool = False
+    """Multiply in bfloat16: half of the time, where the hardware has it."""
     save_every_s: float = 180.0
 
 
@@ -151,6 +153,23 @@ def batch_of(plan: Plan, step: int, style: drawing.Style = "painted") -> Batch:
     )
 
 
+def loss_of(
+    plan: Plan,
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    tokenizer: PreTrainedTokenizerFast,
+    batch: Batch,
+) -> Tensor:
+    """Mean squared error of the flow; the models are on the device of `stage.device`."""
+    where = device()
+    with torch.no_grad():
+        words = text_encoder(tokenise(tokenizer, batch.texts).to(where))[0]
+    noisy = batch.noisy.to(where).contiguous(memory_format=torch.channels_last)
+    with precision(where, bfloat16=plan.bfloat16):
+        flow = unet(noisy, batch.timesteps.to(where), words).sample
+    return functional.mse_loss(flow.float(), batch.flow.to(where))
+
+
 def prepare_unet() -> UNet2DConditionModel:
     """An untrained denoiser that starts by predicting zero and never hears of the guidance scale."""
     unet = build_unet()
@@ -170,7 +189,9 @@ def train(
 ) -> UNet2DConditionModel:
     """Trains, or goes on from the checkpoint, to step `until` of the plan; returns the averaged weights."""
     torch.manual_seed(plan.seed)
-    tokenizer, unet = build_tokenizer(), prepare_unet().train()
+    where = device()
+    tokenizer, unet = build_tokenizer(), prepare_unet().to(where).train()
+    text_encoder = text_encoder.to(where)
     weights = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizers = build_optimizers(plan, unet)
     averaged = {name: value.clone() for name, value in unet.state_dict().items()}
@@ -188,11 +209,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(plan, step)
         batch = batch_of(plan, step)
-        with torch.no_grad():
-            words = text_encoder(tokenise(tokenizer, batch.texts))[0]
-        noisy = batch.noisy.contiguous(memory_format=torch.channels_last)
-        flow = unet(noisy, batch.timesteps, words).sample
-        loss = functional.mse_loss(flow, batch.flow)
+        loss = loss_of(plan, unet, text_encoder, tokenizer, batch)
         unet.zero_grad(set_to_none=True)
         value = finite(loss, step)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -217,7 +234,7 @@ def train(
         save_every_s=plan.save_every_s,
     )
     unet.load_state_dict(averaged)
-    return unet.eval()
+    return unet.cpu().eval()
 
 
 @torch.no_grad()
