@@ -15,6 +15,9 @@ from callback.states import FINAL, JobState
 from callback.store import Store
 from observability.logs import get_logger
 
+MAX_ALIASES = 100
+"""Idempotency-Keys of one job beside its first: bounds what repeating one submission costs the store."""
+
 _log = get_logger("jobs")
 
 
@@ -43,7 +46,7 @@ class Acceptance:
         seq, now = self.last_seq, self._clock.now()
 
         def work(tx: sa.Connection) -> tuple[JobView, bool]:
-            if not full and job_rows.insert(self._insert, tx, job, seq, now):
+            if not full and not _is_alias(tx, job) and job_rows.insert(self._insert, tx, job, seq, now):
                 return _fresh_view(job, seq, now), True
             if (earlier := _earlier_submission(tx, job)) is not None:
                 return earlier, False
@@ -92,8 +95,17 @@ def _fresh_view(job: NewJob, seq: int, now: float) -> JobView:
     )
 
 
+def _is_alias(tx: sa.Connection, job: NewJob) -> bool:
+    # That a first key came before the insert finds out by itself.
+    return job.idempotency_key is not None and job_rows.is_alias(tx, job.owner, job.idempotency_key)
+
+
 def _earlier_submission(tx: sa.Connection, job: NewJob) -> JobView | None:
-    """Return the job that this submission, or an equal one, has made before. Raises if an unequal one did."""
+    """Return the job that this submission, or an equal one, has made before. Raises if an unequal one did.
+
+    An equal one's Idempotency-Key is noted: whatever comes with it later is measured by the job that it was answered
+    with.
+    """
     if (repeat := job_rows.by_key(tx, job.key)) is not None:
         return repeat
     if job.idempotency_key is not None:
@@ -106,8 +118,16 @@ def _earlier_submission(tx: sa.Connection, job: NewJob) -> JobView | None:
     if namesake is not None and namesake.state not in FINAL:
         if namesake.fingerprint != job.fingerprint:
             raise JobIdInUse(f"The job id {job.job_id!r} belongs to a job with another body that has not ended yet.")
+        if job.idempotency_key is not None:
+            _note_alias(tx, job.idempotency_key, namesake)
         return namesake
     return None
+
+
+def _note_alias(tx: sa.Connection, idempotency_key: str, view: JobView) -> None:
+    if job_rows.aliases(tx, view.key) >= MAX_ALIASES:
+        raise JobIdInUse(f"The job {view.job_id!r} has {MAX_ALIASES} Idempotency-Keys already. Use one of them.")
+    job_rows.add_alias(tx, view.owner, idempotency_key, view.key)
 
 
 def _free_the_id(tx: sa.Connection, job: NewJob, now: float) -> None:

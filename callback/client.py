@@ -16,7 +16,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from callback.actor import TrackerActor
 from callback.config import TRACKER_NAME, TRACKER_NAMESPACE, TrackerConfig, code_fingerprint, code_version
-from callback.errors import REFUSALS, StoreUnavailable, TrackerError, TrackerUnavailable
+from callback.errors import REFUSALS, JobNotFound, StoreUnavailable, TrackerError, TrackerUnavailable
 from callback.records import (
     PROTOCOL_VERSION,
     Answer,
@@ -228,9 +228,14 @@ class TrackerClient:
         """Give a job back; False if it was not ours any more. Raises `Unavailable`."""
         return bool(await self._execute(command, timeout_s))
 
-    async def cancel(self, command: Cancel, *, timeout_s: float = 10.0) -> JobView:
-        """Cancel a job. Raises `JobNotFound`, `NotCancellable`, `Unavailable`."""
-        return cast(JobView, await self._execute(command, timeout_s))
+    async def cancel(self, owner: str, job_id: str, *, timeout_s: float = 10.0) -> JobView:
+        """Cancel the job that has the client's id now. Raises `JobNotFound`, `NotCancellable`, `Unavailable`."""
+        deadline = time.monotonic() + timeout_s
+        found = await self.get(owner, job_id, timeout_s=timeout_s)
+        if found is None:
+            raise JobNotFound(f"There is no job {job_id!r}.")
+        command = Cancel(owner, job_id, found.key)
+        return cast(JobView, await self._execute(command, max(RETRY_PAUSE_S, deadline - time.monotonic())))
 
     async def redeliver(self, command: Redeliver, *, timeout_s: float = 10.0) -> JobView:
         """Send a callback again. Raises `JobNotFound`, `NotRedeliverable`, `Unavailable`."""

@@ -7,6 +7,10 @@ from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
+import sqlalchemy as sa
+
+from callback.errors import StoreUnusable
+
 TRACKER_NAME = "darkroom-tracker"
 TRACKER_NAMESPACE = "darkroom"
 
@@ -25,6 +29,7 @@ class TrackerConfig:
     callback_horizon_s: float = 24 * 3600.0
     callback_slots: int = 256
     callback_slots_per_receiver: int = 32
+    callback_bytes: int = 256 * 1000**2
     callback_allow_loopback: bool = False
     callback_allowed_networks: tuple[str, ...] = ()
     retention_s: float = 7 * 24 * 3600.0
@@ -37,6 +42,25 @@ class TrackerConfig:
         """Return a digest that differs when any value does, or when `pictures`, the name of their store, does."""
         values = asdict(self) | {"pictures": pictures}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_store_url(store_url: str) -> None:
+    """Raise `StoreUnusable` for a URL of another database than SQLite and PostgreSQL, or of one in memory."""
+    # The sentences do not repeat the URL: it may hold a password.
+    try:
+        url = sa.make_url(store_url)
+    except (sa.exc.ArgumentError, ValueError):
+        raise StoreUnusable(
+            "The store_url cannot be read. Use sqlite:////path/to/jobs.db or postgresql://..."
+        ) from None
+    backend = url.get_backend_name()
+    if backend not in {"sqlite", "postgresql"}:
+        raise StoreUnusable(f"Jobs cannot be kept in {backend}. Use sqlite:////path/to/jobs.db or postgresql://...")
+    in_memory = not url.database or ":memory:" in url.database or url.query.get("mode") == "memory"
+    if backend == "sqlite" and in_memory:
+        raise StoreUnusable(
+            "A store in memory would lose every accepted job at a restart. Name a file: sqlite:////path/to/jobs.db"
+        )
 
 
 @lru_cache

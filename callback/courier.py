@@ -1,14 +1,14 @@
 """The courier delivers what the outbox holds: first attempts at once, repeats with back-off until the expiry.
 
-First attempts and repeats have capacities of their own, and one receiver may use only a part of either, so that slow or
-dead receivers delay nobody else's first attempt (design invariant I7).
+First attempts and repeats have capacities of their own (`callback.capacity`), and one receiver may use only a part of
+either, so that slow or dead receivers delay nobody else's first attempt (design invariant I7).
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from callback import delivery_rows, job_rows
 from callback.backoff import next_attempt_at
+from callback.capacity import Capacity, NoTurn
 from callback.clock import Clock
 from callback.committer import Run
 from callback.config import TrackerConfig
@@ -29,7 +30,7 @@ from callback.states import DeliveryState
 from observability.logs import get_logger
 
 RETRY_SHARE = 4
-"""Repeats get one slot for every so many first attempts, in all and of one receiver."""
+"""Repeats get one slot for every so many first attempts, in all and of one receiver, and bytes in this proportion."""
 LOOK_EVERY_S = 1.0
 """How often the outbox is searched for due repeats."""
 RECORD_AGAIN_AFTER_S = 1.0
@@ -42,14 +43,6 @@ DRAIN_S = 5.0
 PICTURES_READ_AT_ONCE = 16
 
 _log = get_logger("courier")
-
-
-@dataclass(slots=True)
-class _Gate:
-    """What limits the first attempts at one receiver. `users`: attempts that wait or are inside."""
-
-    slots: asyncio.Semaphore
-    users: int = 0
 
 
 @dataclass(slots=True)
@@ -91,10 +84,13 @@ class Courier:
         self._metrics = DeliveryMetrics()
         # A picture store that hangs must not take the threads that others need.
         self._readers = ThreadPoolExecutor(PICTURES_READ_AT_ONCE, thread_name_prefix="courier-pictures")
-        self._first_slots = asyncio.Semaphore(config.callback_slots)
         self._most_repeats = max(1, config.callback_slots // RETRY_SHARE)
         self._most_repeats_of_one = max(1, config.callback_slots_per_receiver // RETRY_SHARE)
-        self._gates: dict[str, _Gate] = {}
+        repeat_bytes = config.callback_bytes // (RETRY_SHARE + 1)
+        self._first = Capacity(
+            config.callback_slots, config.callback_slots_per_receiver, config.callback_bytes - repeat_bytes
+        )
+        self._repeats = Capacity(self._most_repeats, self._most_repeats_of_one, max(1, repeat_bytes))
         self._under_way = _Attempts()
         self._wake = asyncio.Event()
         self._ending = False
@@ -114,12 +110,12 @@ class Courier:
         """
         if self._ending:
             return
-        task = asyncio.get_running_loop().create_task(self._first_attempt(parcel))
+        task = asyncio.get_running_loop().create_task(self._attempt(parcel, self._first))
         self._under_way.first[parcel.key] = task
         task.add_done_callback(lambda _: self._under_way.first.pop(parcel.key, None))
 
     def _begin_repeat(self, parcel: Parcel) -> None:
-        task = asyncio.get_running_loop().create_task(self._repeat(parcel))
+        task = asyncio.get_running_loop().create_task(self._attempt(parcel, self._repeats))
         self._under_way.repeats[parcel.key] = task
         self._under_way.repeats_at[parcel.receiver] += 1
         task.add_done_callback(lambda _: self._end_repeat(parcel))
@@ -200,33 +196,27 @@ class Courier:
 
     # ---- one attempt ----------------------------------------------------------------------------------------------
 
-    async def _first_attempt(self, parcel: Parcel) -> None:
+    async def _attempt(self, parcel: Parcel, capacity: Capacity) -> None:
         # The bound is for the attempt as a whole, its waiting included: readers wait no longer for its outcome. Half of
-        # it is kept for the sending.
+        # it is kept for the sending. An attempt whose turn does not come has failed, and is repeated like any other.
         began, deadline = self._clock.now(), self._deadline()
         turn_by = deadline - self._config.callback_timeout_s / 2
-        where = "all delivery slots are busy"
+        picture = _picture(parcel)
         try:
-            async with asyncio.timeout_at(turn_by) as bound, self._gate(parcel.receiver) as ahead:
-                where = f"its receiver is busy with {ahead} earlier callbacks"
-                async with self._first_slots:
-                    bound.reschedule(None)
-                    outcome = await self._send(parcel, deadline)
-        except TimeoutError:
-            outcome = self._failure(parcel, began, f"The callback's turn did not come in time: {where}.")
+            async with capacity.turn(parcel.receiver, picture.size_bytes if picture else 0, turn_by):
+                outcome = await self._send(parcel, picture, deadline)
+        except NoTurn as error:
+            outcome = self._failure(parcel, began, str(error))
         await self._record(parcel, outcome)
-
-    async def _repeat(self, parcel: Parcel) -> None:
-        await self._record(parcel, await self._send(parcel, self._deadline()))
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._config.callback_timeout_s
 
-    async def _send(self, parcel: Parcel, deadline: float) -> Outcome:
+    async def _send(self, parcel: Parcel, picture: Picture | None, deadline: float) -> Outcome:
         """Make one attempt; whatever happens becomes its outcome."""
         now = self._clock.now()
         try:
-            reply = await self._post(parcel, deadline)
+            reply = await self._post(parcel, picture, deadline)
         except _ExpiredError:
             return Outcome(DeliveryState.EXPIRED, now, self._clock.now(), retry_at=None)
         except EgressRefused as error:
@@ -241,14 +231,14 @@ class Courier:
             return self._failure(parcel, now, sentence, DeliveryState.ERROR)
         settled_at, retry_at = self._clock.now(), None
         if not reply.accepted and not reply.gone:
-            retry_at = next_attempt_at(parcel.attempt, settled_at, parcel.give_up_at, retry_after_s=reply.retry_after_s)
+            retry_at = _retry_at(parcel, settled_at, reply.retry_after_s)
         state = DeliveryState.DELIVERED if reply.accepted else DeliveryState.FAILED
         return Outcome(state, now, settled_at, retry_at, reply.status_code, reply.preview)
 
-    async def _post(self, parcel: Parcel, deadline: float) -> Reply:
+    async def _post(self, parcel: Parcel, picture: Picture | None, deadline: float) -> Reply:
         self._time_left_s(parcel, deadline)
         target = await self._policy.check(parcel.url)
-        image = await self._image(parcel, deadline)
+        image = await self._read(picture, deadline) if picture is not None else None
         # Names and pictures may have taken long: the expiry counts at the moment of sending.
         timeout_s = self._time_left_s(parcel, deadline)
         return await self._sender.post(parcel, image, target, sent_at=self._clock.now(), timeout_s=timeout_s)
@@ -263,17 +253,8 @@ class Courier:
             raise _ExpiredError
         return min(left_s, until_expiry_s)
 
-    async def _image(self, parcel: Parcel, deadline: float) -> bytes | None:
-        """Return the verified picture of a completed job."""
-        if parcel.payload_status != "completed":
-            return None
-        picture = Picture(
-            str(parcel.picture_key),
-            str(parcel.picture_sha256),
-            parcel.picture_size_bytes or 0,
-            parcel.picture_width or 0,
-            parcel.picture_height or 0,
-        )
+    async def _read(self, picture: Picture, deadline: float) -> bytes:
+        """Return the verified picture."""
         reading = asyncio.get_running_loop().run_in_executor(self._readers, self._pictures.read, picture)
         try:
             async with asyncio.timeout_at(deadline):
@@ -290,22 +271,7 @@ class Courier:
         self, parcel: Parcel, attempted_at: float, sentence: str, state: DeliveryState = DeliveryState.FAILED
     ) -> Outcome:
         now = self._clock.now()
-        retry_at = next_attempt_at(parcel.attempt, now, parcel.give_up_at)
-        return Outcome(state, attempted_at, now, retry_at, error=sentence)
-
-    @asynccontextmanager
-    async def _gate(self, receiver: str) -> AsyncIterator[int]:
-        """Wait until the receiver has room for one first attempt more. Yields how many it has beside."""
-        most = self._config.callback_slots_per_receiver
-        gate = self._gates.setdefault(receiver, _Gate(asyncio.Semaphore(most)))
-        gate.users += 1
-        try:
-            async with gate.slots:
-                yield gate.users - 1
-        finally:
-            gate.users -= 1
-            if not gate.users:
-                del self._gates[receiver]
+        return Outcome(state, attempted_at, now, _retry_at(parcel, now), error=sentence)
 
     # ---- its outcome ----------------------------------------------------------------------------------------------
 
@@ -350,6 +316,24 @@ class Courier:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._readers.shutdown(wait=False, cancel_futures=True)
         await self._sender.close()
+
+
+def _picture(parcel: Parcel) -> Picture | None:
+    """Return the picture that the callback carries: that of a completed job."""
+    if parcel.payload_status != "completed":
+        return None
+    return Picture(
+        str(parcel.picture_key),
+        str(parcel.picture_sha256),
+        parcel.picture_size_bytes or 0,
+        parcel.picture_width or 0,
+        parcel.picture_height or 0,
+    )
+
+
+def _retry_at(parcel: Parcel, now: float, retry_after_s: float | None = None) -> float | None:
+    number = parcel.attempt - parcel.attempts_before
+    return next_attempt_at(number, now, parcel.give_up_at, retry_after_s=retry_after_s)
 
 
 def _no_repeats(error: Exception) -> str:

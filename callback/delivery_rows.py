@@ -13,7 +13,10 @@ _NOT_FINAL = deliveries.c.final.is_(sa.false())
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """All that one attempt needs to be sent. `attempt` is reserved: no other attempt of the delivery has it."""
+    """All that one attempt needs to be sent. `attempt` is reserved: no other attempt of the delivery has it.
+
+    `attempts_before` of them were made before the client asked for a redelivery.
+    """
 
     key: str
     owner: str
@@ -21,6 +24,7 @@ class Parcel:
     webhook_id: str
     receiver: str
     attempt: int
+    attempts_before: int
     url: str
     secret: str | None
     image_url: str | None
@@ -92,6 +96,7 @@ _PARCEL = sa.select(
     deliveries.c.webhook_id,
     deliveries.c.receiver,
     deliveries.c.attempts.label("attempt"),
+    deliveries.c.attempts_before,
     jobs.c.callback_url.label("url"),
     jobs.c.callback_secret.label("secret"),
     jobs.c.image_url,
@@ -200,11 +205,23 @@ def retry_unsettled(tx: sa.Connection, keys: Collection[str], now: float) -> int
 
 
 def redeliver(tx: sa.Connection, key: str, request_id: str, *, now: float, give_up_at: float) -> bool:
-    """Make a settled delivery due again; False if this request was carried out before or an attempt is under way."""
+    """Make a settled delivery due again, its back-off as at the beginning. Once per request.
+
+    Returns whether this request has been carried out, now or before; False while an attempt is under way.
+    """
     fresh = sa.or_(deliveries.c.redelivery_id.is_(None), deliveries.c.redelivery_id != request_id)
     changed = tx.execute(
         sa.update(deliveries)
         .where(deliveries.c.key == key, deliveries.c.reserved_at.is_(None), fresh)
-        .values(final=False, next_attempt_at=now, give_up_at=give_up_at, redelivery_id=request_id)
+        .values(
+            final=False,
+            next_attempt_at=now,
+            give_up_at=give_up_at,
+            redelivery_id=request_id,
+            attempts_before=deliveries.c.attempts,
+        )
     )
-    return bool(changed.rowcount)
+    if changed.rowcount:
+        return True
+    done = sa.select(deliveries.c.key).where(deliveries.c.key == key, deliveries.c.redelivery_id == request_id)
+    return tx.execute(done).first() is not None

@@ -42,7 +42,7 @@ class NotCancellable(Refusal):
 
 
 class NotRedeliverable(Refusal):
-    """There is nothing to deliver: the job is still open, has no callback URL, or its expiry has passed."""
+    """The job is still open, has no callback URL, its expiry has passed, or an attempt is under way."""
 
     code = "not_redeliverable"
 
@@ -51,6 +51,12 @@ class Unavailable(TrackerError):
     """The request was fine and may be repeated: the service cannot take it just now."""
 
     code = "unavailable"
+
+
+class StoreUnusable(TrackerError):
+    """The store's URL is not one that jobs can be kept behind, now or later."""
+
+    code = "store_unusable"
 
 
 class StoreUnavailable(Unavailable):

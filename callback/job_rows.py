@@ -7,7 +7,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from callback.records import DeliveryView, JobView, NewJob, Picture
-from callback.schema import deliveries, jobs
+from callback.schema import deliveries, idempotency_aliases, jobs
 from callback.states import FINAL, DeliveryState, JobState, allowed
 
 _VIEW = (
@@ -92,8 +92,31 @@ def by_client_id(tx: sa.Connection, owner: str, job_id: str) -> JobView | None:
 
 
 def by_idempotency_key(tx: sa.Connection, owner: str, idempotency_key: str) -> JobView | None:
-    """Return the job that was submitted with this Idempotency-Key."""
-    return _one(tx, jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
+    """Return the job that was submitted with this Idempotency-Key, or whose repeated submission came with it."""
+    made = _one(tx, jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
+    return made or _one(tx, jobs.c.key == _aliased_key(owner, idempotency_key))
+
+
+def is_alias(tx: sa.Connection, owner: str, idempotency_key: str) -> bool:
+    """Tell whether a repeated submission came with this Idempotency-Key."""
+    return tx.execute(sa.select(_aliased_key(owner, idempotency_key))).scalar_one() is not None
+
+
+def _aliased_key(owner: str, idempotency_key: str) -> sa.ScalarSelect[str]:
+    alias = idempotency_aliases.c
+    where = (alias.owner == owner, alias.idempotency_key == idempotency_key)
+    return sa.select(alias.key).where(*where).scalar_subquery()
+
+
+def aliases(tx: sa.Connection, key: str) -> int:
+    """Return how many further Idempotency-Keys the job has."""
+    count = sa.select(sa.func.count()).select_from(idempotency_aliases).where(idempotency_aliases.c.key == key)
+    return int(tx.execute(count).scalar_one())
+
+
+def add_alias(tx: sa.Connection, owner: str, idempotency_key: str, key: str) -> None:
+    """Note a further Idempotency-Key of the job. The caller has seen that no job has it."""
+    tx.execute(sa.insert(idempotency_aliases).values(owner=owner, idempotency_key=idempotency_key, key=key))
 
 
 def supersede(tx: sa.Connection, key: str, now: float) -> None:

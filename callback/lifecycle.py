@@ -288,7 +288,9 @@ class Lifecycle:
         now = self._clock.now()
 
         def work(tx: sa.Connection) -> Ended | JobView | None:
-            view = _current(tx, command.owner, command.job_id)
+            view = job_rows.by_key(tx, command.key)
+            if view is None or view.owner != command.owner:
+                raise _not_found(command.job_id)
             if view.state is JobState.QUEUED:
                 return self._endings.write(tx, view, CANCELLED, None, now)
             if view.state is JobState.PROCESSING:
@@ -316,7 +318,11 @@ class Lifecycle:
             view = _current(tx, command.owner, command.job_id)
             _check_redeliverable(view, now)
             give_up_at = self._endings.give_up_at(view, now)
-            delivery_rows.redeliver(tx, view.key, command.request_id, now=now, give_up_at=give_up_at)
+            if not delivery_rows.redeliver(tx, view.key, command.request_id, now=now, give_up_at=give_up_at):
+                raise NotRedeliverable(
+                    f"An attempt to deliver the callback of the job {command.job_id!r} is under way. "
+                    "Ask again when its outcome is known."
+                )
             return job_rows.by_key(tx, view.key) or view
 
         def show(view: JobView) -> JobView:
@@ -364,8 +370,12 @@ def _result_columns(command: Finish) -> dict[str, Any]:
 def _current(tx: sa.Connection, owner: str, job_id: str) -> JobView:
     view = job_rows.by_client_id(tx, owner, job_id)
     if view is None:
-        raise JobNotFound(f"There is no job {job_id!r}.")
+        raise _not_found(job_id)
     return view
+
+
+def _not_found(job_id: str) -> JobNotFound:
+    return JobNotFound(f"There is no job {job_id!r}.")
 
 
 def _check_redeliverable(view: JobView, now: float) -> None:

@@ -199,10 +199,15 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Cancel by the client's id. Answer: `JobView`; final at once if queued, else when the replica has stopped."""
+    """Cancel the job that the client's id named when it was looked up. Answer: `JobView`.
+
+    It is final at once if it was queued, else when the replica has stopped. `key` keeps a cancel that is sent again, or
+    that comes late, from a new job that was given the same id meanwhile.
+    """
 
     owner: str
     job_id: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)

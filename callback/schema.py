@@ -109,6 +109,16 @@ sa.Index(
     postgresql_where=_has_picture,
 )
 
+idempotency_aliases = sa.Table(
+    "idempotency_aliases",
+    metadata,
+    sa.Column("owner", PlainText, primary_key=True),
+    sa.Column("idempotency_key", PlainText, primary_key=True),
+    sa.Column("key", PlainText, sa.ForeignKey("jobs.key", ondelete="CASCADE"), nullable=False),
+)
+"""Idempotency-Keys of repeated submissions that were answered with an open job; the first key is in the job's row."""
+sa.Index("idempotency_aliases_key", idempotency_aliases.c.key)
+
 deliveries = sa.Table(
     "deliveries",
     metadata,
@@ -118,6 +128,7 @@ deliveries = sa.Table(
     sa.Column("state", PlainText, nullable=False),
     sa.Column("payload_status", PlainText, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("attempts_before", sa.Integer, nullable=False, default=0, server_default="0"),
     sa.Column("final", sa.Boolean, nullable=False, default=False),
     sa.Column("settles_by", sa.Float(53), nullable=False),
     sa.Column("give_up_at", sa.Float(53), nullable=False),
@@ -131,7 +142,8 @@ deliveries = sa.Table(
     sa.Column("error", PlainText),
 )
 """The outbox. An attempt is reserved (`reserved_at`, a number of its own) in a transaction before anything is sent;
-`next_attempt_at` is set while the delivery waits for the next one."""
+`next_attempt_at` is set while the delivery waits for the next one; `attempts_before` were made before the client asked
+for a redelivery, and do not count for its back-off."""
 _not_final = deliveries.c.final.is_(sa.false())
 sa.Index("deliveries_due", deliveries.c.next_attempt_at, sqlite_where=_not_final, postgresql_where=_not_final)
 

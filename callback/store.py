@@ -18,6 +18,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from callback.config import check_store_url
 from callback.errors import Deposed, SchemaTooNew, StoreUnavailable
 from callback.schema import tracker_owner
 
@@ -41,9 +42,13 @@ _log = logging.getLogger("darkroom.store")
 
 
 class Store:
-    """A database of jobs. Build it with a SQLAlchemy URL; `prepare` brings it to the present schema."""
+    """A database of jobs. Build it with a SQLAlchemy URL; `prepare` brings it to the present schema.
+
+    Raises `StoreUnusable` for a URL of another database, or of one in memory.
+    """
 
     def __init__(self, url: str) -> None:
+        check_store_url(url)
         self._url = sa.make_url(url)
         self._writer = self._engine(begin="BEGIN IMMEDIATE", pool_size=2)
         self._reader = self._engine(begin="BEGIN", pool_size=4)

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from callback.config import TRACKER_NAME, TrackerConfig
+from callback.config import TRACKER_NAME, TrackerConfig, check_store_url
+from callback.errors import StoreUnusable
 from deployments.embedded import ADAPTER_FOLDER, MODEL_FOLDER
 from deployments.models import AdapterSettings, ModelSettings
 
@@ -33,7 +34,13 @@ class Settings(BaseSettings):
     """What an operator can set. Seconds and bytes throughout."""
 
     model_config = SettingsConfigDict(
-        env_prefix="DARKROOM_", extra="forbid", frozen=True, populate_by_name=True, env_ignore_empty=True
+        env_prefix="DARKROOM_",
+        extra="forbid",
+        frozen=True,
+        populate_by_name=True,
+        env_ignore_empty=True,
+        # A store_url may hold a password, and what is refused is logged.
+        hide_input_in_errors=True,
     )
 
     # ---- what is rendered, and on what
@@ -105,10 +112,13 @@ class Settings(BaseSettings):
     callback_horizon_s: float = Field(
         default=24 * 3600.0, gt=0, description="How long an undelivered callback without expiry is tried again."
     )
-    callback_slots: int = Field(
-        default=256, ge=1, description="First attempts at once; each may hold one picture in memory."
-    )
+    callback_slots: int = Field(default=256, ge=1, description="First attempts at once.")
     callback_slots_per_receiver: int = Field(default=32, ge=1)
+    callback_bytes: int = Field(
+        default=256 * 1000**2,
+        ge=1,
+        description="Pictures that callbacks under way hold in the tracker's memory; a larger one is sent alone.",
+    )
     callback_allow_loopback: bool | Literal["auto"] = Field(
         default="auto", description="auto: callbacks may go to loopback while the service itself is bound to loopback."
     )
@@ -153,6 +163,16 @@ class Settings(BaseSettings):
     def _networks_are_readable(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for network in value:
             ipaddress.ip_network(network)
+        return value
+
+    @field_validator("store_url")
+    @classmethod
+    def _store_outlives_a_process(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                check_store_url(value)
+            except StoreUnusable as error:
+                raise ValueError(str(error)) from None
         return value
 
     @field_validator("service_url")
@@ -212,6 +232,7 @@ class Settings(BaseSettings):
             callback_horizon_s=self.callback_horizon_s,
             callback_slots=self.callback_slots,
             callback_slots_per_receiver=self.callback_slots_per_receiver,
+            callback_bytes=self.callback_bytes,
             callback_allow_loopback=allowed,
             callback_allowed_networks=self.callback_allowed_networks,
             retention_s=self.retention_s,

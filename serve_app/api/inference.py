@@ -7,7 +7,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from callback.errors import JobNotFound
-from callback.records import Cancel, JobView, Redeliver, Submit
+from callback.records import JobView, Redeliver, Submit
 from serve_app.api.errors import Refused, documented
 from serve_app.api.pictures import PICTURE_ANSWERS, picture
 from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer, status_of
@@ -74,7 +74,7 @@ def router(service: Service) -> APIRouter:
     @routes.delete("/inference/{job_id}", responses=documented(404, 409, 422, 503))
     async def cancel(job_id: JobId) -> JobStatus:
         """Cancel a job: a queued one ends at once, a running one at its next denoising step."""
-        return _shown(service, await service.client.cancel(Cancel(PUBLIC_OWNER, job_id)))
+        return _shown(service, await service.client.cancel(PUBLIC_OWNER, job_id))
 
     @routes.post("/inference/{job_id}/redeliver", responses=documented(404, 409, 422, 503))
     async def redeliver(job_id: JobId) -> JobStatus:

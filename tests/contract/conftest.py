@@ -64,5 +64,5 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, backend: str) -> s
         return f"sqlite:///{tmp_path}/jobs.db"
     url = str(request.getfixturevalue("postgres_database"))
     database = url.partition("@/")[2].partition("?")[0]
-    request.getfixturevalue("postgres").execute("TRUNCATE jobs, deliveries, delivery_attempts, tracker_owner", database)
+    request.getfixturevalue("postgres").execute("TRUNCATE jobs, tracker_owner CASCADE", database)
     return url

@@ -430,6 +430,34 @@ def test_unsettled_attempts_are_found_by_their_age(book: Book) -> None:
     assert book.do(delivery_rows.due, NOW + 5, 10) == [(settled, "receiver.example:80"), (key, "receiver.example:80")]
 
 
+def test_attempts_before_a_redelivery_are_told_apart_from_those_since(book: Book) -> None:
+    key = book.delivery()
+    book.do(delivery_rows.settle, key, 1, outcome(DeliveryState.FAILED, None))
+    book.do(delivery_rows.redeliver, key, "one", now=NOW, give_up_at=NOW + 10)
+
+    first = book.do(delivery_rows.reserve, key, NOW)
+    book.do(delivery_rows.settle, key, 2, outcome(retry_at=NOW + 2))
+    second = book.do(delivery_rows.reserve, key, NOW + 2)
+
+    assert [(parcel.attempt, parcel.attempts_before) for parcel in (first, second)] == [(2, 1), (3, 1)]
+
+
+def test_a_further_idempotency_key_finds_the_job_and_goes_with_it(book: Book) -> None:
+    key = book.finished("job-1", idempotency_key="first")
+    book.do(job_rows.add_alias, "anyone", "second", key)
+
+    assert [book.read(job_rows.by_idempotency_key, "anyone", name).key for name in ("first", "second")] == [key, key]
+    assert book.read(job_rows.by_idempotency_key, "another", "second") is None
+    assert book.read(job_rows.is_alias, "anyone", "second")
+    assert not book.read(job_rows.is_alias, "anyone", "first")
+    assert book.read(job_rows.aliases, key) == 1
+    with pytest.raises(sa.exc.IntegrityError):
+        book.do(job_rows.add_alias, "anyone", "second", key)
+
+    book.do(job_rows.delete, [key])
+    assert not book.read(job_rows.is_alias, "anyone", "second")
+
+
 def test_a_redelivery_is_carried_out_once_per_request_and_not_during_an_attempt(book: Book) -> None:
     key = book.delivery()
 
@@ -441,7 +469,8 @@ def test_a_redelivery_is_carried_out_once_per_request_and_not_during_an_attempt(
     assert redeliver("one") is True
     book.do(delivery_rows.reserve, key, NOW)
     book.do(delivery_rows.settle, key, 2, outcome(DeliveryState.DELIVERED, None))
-    assert redeliver("one") is False
+    assert redeliver("one") is True
+    assert book.do(delivery_rows.due, NOW, 10) == []
     assert redeliver("two") is True
     delivery = book.view(key).delivery
     assert delivery is not None

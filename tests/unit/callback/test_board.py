@@ -214,7 +214,7 @@ async def test_memory_does_not_grow_with_history(desk: Desk, monkeypatch: pytest
     assert board._changes.maxlen == board_module.CHANGES_KEPT
     assert not desk.tracker._lifecycle._claims_under_way
     assert desk.tracker._courier.under_way == 0
-    assert not desk.tracker._courier._gates
+    assert not desk.tracker._courier._first._gates
 
 
 async def test_health_tells_queue_and_age_of_its_head(desk: Desk) -> None:

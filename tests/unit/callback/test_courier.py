@@ -16,7 +16,7 @@ from callback.backoff import FIRST_DELAY_S, LAST_TRY_MARGIN_S
 from callback.clock import iso
 from callback.courier import Courier
 from callback.errors import StoreUnavailable
-from callback.records import Claim, JobView, Picture, Submit
+from callback.records import Claim, JobView, Picture, Rejected, Submit
 from callback.schema import delivery_attempts
 from callback.sender import Reply, Sender
 from callback.states import DeliveryState
@@ -562,6 +562,59 @@ async def test_a_final_status_is_not_taken_back_while_its_callback_is_sent_again
     assert answer.delivery.state is DeliveryState.DELIVERED
 
 
+async def test_the_back_off_of_a_redelivery_begins_anew(desk: Desk, receiver: CallbackServer) -> None:
+    receiver.misbehave(answer_status=503)
+    await completed(desk, receiver.callback_url)
+    for attempt in range(1, 6):
+        delivery = (await settled(desk, attempts=attempt)).delivery
+        assert delivery is not None
+        assert delivery.next_attempt_at is not None
+        desk.clock.advance(delivery.next_attempt_at - desk.clock.now())
+    await settled(desk, attempts=6)
+
+    await desk.redeliver()
+    delivery = (await settled(desk, attempts=7)).delivery
+
+    assert delivery is not None
+    assert delivery.next_attempt_at is not None
+    assert delivery.attempts == 7
+    assert delivery.next_attempt_at - desk.clock.now() < FIRST_DELAY_S * 2
+
+
+async def test_a_redelivery_is_refused_while_an_attempt_is_under_way_and_taken_when_it_has_settled(
+    desk: Desk, receiver: CallbackServer
+) -> None:
+    receiver.misbehave(delay_s=BOUND_S)
+    await completed(desk, receiver.callback_url)
+    await receiver.wait_for_async("job-1", timeout_s=BOUND_S)
+
+    refused = await desk.redeliver(request_id="early")
+    receiver.behave()
+    await settled(desk)
+    again = await desk.redeliver(request_id="early")
+    await settled(desk, attempts=2)
+
+    assert isinstance(refused, Rejected)
+    assert (refused.code, refused.retryable) == ("not_redeliverable", False)
+    assert "under way" in refused.message
+    assert isinstance(again, JobView)
+    assert len(receiver.entries()) == 2
+
+
+async def test_a_redelivery_sent_again_while_its_attempt_is_under_way_answers_the_same(
+    desk: Desk, receiver: CallbackServer
+) -> None:
+    await completed(desk, receiver.callback_url)
+    await settled(desk)
+    receiver.misbehave(delay_s=BOUND_S)
+    await desk.redeliver(request_id="same")
+    await _until_entries(receiver, 2)
+
+    assert isinstance(await desk.redeliver(request_id="same"), JobView)
+    receiver.behave()
+    await settled(desk, attempts=2)
+
+
 async def test_there_is_nothing_to_send_again_of_an_open_job(desk: Desk, receiver: CallbackServer) -> None:
     await desk.submit(callback_url=receiver.callback_url)
 
@@ -641,6 +694,60 @@ async def test_a_first_attempt_whose_turn_does_not_come_is_settled_within_the_ti
     errors = [str(view.delivery.error) for view in views if view.delivery is not None]
     assert ["busy" in error for error in errors] == [False, True, True]
     assert len(receiver.entries()) == 1
+
+
+async def test_pictures_under_way_take_no_more_bytes_than_the_settings_allow(start: StartDesk) -> None:
+    desk = await start(callback_bytes=len(PICTURE) * 5)  # two for first attempts: a fifth is for repeats
+    with ExitStack() as stack:
+        receivers = [stack.enter_context(CallbackServer()) for _ in range(5)]
+        for n, server in enumerate(receivers):
+            server.misbehave(delay_s=BOUND_S)
+            await completed(desk, server.callback_url, job_id=f"job-{n}", content=PICTURE * 2)
+        await asyncio.gather(*(receivers[n].wait_for_async(f"job-{n}", timeout_s=BOUND_S) for n in (0, 1)))
+        await desk.submit("without picture", callback_url=receivers[4].callback_url)
+        await desk.fail(await desk.claim_one())
+        await receivers[4].wait_for_async("without picture", timeout_s=BOUND_S)
+        held = [len(server.entries()) for server in receivers]
+        for server in receivers:
+            server.behave()
+        for n in range(5):
+            assert (await settled(desk, f"job-{n}")).delivery.state is DeliveryState.DELIVERED  # type: ignore[union-attr]
+
+    assert held == [1, 1, 0, 0, 1]
+
+
+async def test_a_picture_larger_than_all_bytes_is_sent_all_the_same(start: StartDesk, receiver: CallbackServer) -> None:
+    desk = await start(callback_bytes=1)
+    receiver.misbehave(times=1, answer_status=503)
+    await completed(desk, receiver.callback_url)
+    await settled(desk)
+    desk.clock.advance(10)
+
+    view = await settled(desk, attempts=2)
+
+    assert view.delivery is not None
+    assert view.delivery.state is DeliveryState.DELIVERED
+
+
+async def test_a_first_attempt_that_finds_no_bytes_is_settled_within_the_timeout_and_repeated(
+    start: StartDesk, receiver: CallbackServer
+) -> None:
+    desk = await start(callback_bytes=1, callback_timeout_s=2.0)
+    with CallbackServer() as slow:
+        slow.misbehave(delay_s=BOUND_S)
+        await completed(desk, slow.callback_url, job_id="slow")
+        await completed(desk, receiver.callback_url)
+        first = (await settled(desk)).delivery
+        slow.behave()
+        await settled(desk, "slow")
+    desk.clock.advance(10)
+    second = (await settled(desk, attempts=2)).delivery
+
+    assert first is not None
+    assert (first.state, first.final) == (DeliveryState.FAILED, False)
+    assert "the pictures of other callbacks take all the memory" in str(first.error)
+    assert second is not None
+    assert second.state is DeliveryState.DELIVERED
 
 
 async def test_repeats_to_dead_receivers_keep_no_repeat_of_another_waiting(

@@ -393,6 +393,7 @@ def parcel(url: str) -> Parcel:
         webhook_id="msg_key",
         receiver=receiver_of(url),
         attempt=1,
+        attempts_before=0,
         url=url,
         secret=None,
         image_url=None,

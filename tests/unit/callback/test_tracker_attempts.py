@@ -391,7 +391,8 @@ async def test_a_waiting_job_is_cancelled_at_once(desk: Desk) -> None:
 async def test_a_cancellation_sent_again_answers_the_same(desk: Desk) -> None:
     await desk.submit()
 
-    first, second = await desk.do_all(Cancel("anyone", "job-1"), Cancel("anyone", "job-1"))
+    command = await desk.cancellation()
+    first, second = await desk.do_all(command, command)
 
     assert first == second == await desk.cancel()
 
@@ -428,7 +429,7 @@ async def test_a_cancelled_job_that_is_given_back_does_not_return_to_the_queue(d
     await desk.submit()
     claim = await desk.claim_one()
 
-    await desk.do_all(Cancel("anyone", "job-1"), Release(claim.key, claim.attempt, False, "the replica ended"))
+    await desk.do_all(await desk.cancellation(), Release(claim.key, claim.attempt, False, "the replica ended"))
 
     assert (await desk.view()).error_code == "cancelled"
     assert desk.memory_equals_store()
@@ -453,15 +454,38 @@ async def test_a_final_job_cannot_be_cancelled(desk: Desk) -> None:
 
 
 async def test_an_unknown_job_cannot_be_cancelled(desk: Desk) -> None:
-    await desk.submit(owner="another")
+    theirs = await desk.submit(owner="another")
 
     assert rejected(await desk.cancel()) == "job_not_found"
+    assert rejected(await desk.do(Cancel("anyone", "job-1", theirs.key))) == "job_not_found"
+    assert (await desk.claim_one()).key == theirs.key
+
+
+async def test_a_cancellation_that_comes_again_after_its_id_was_reused_leaves_the_new_job_alone(desk: Desk) -> None:
+    await desk.submit()
+    command = await desk.cancellation()
+    first = await desk.do(command)
+    new = await desk.submit()
+
+    assert await desk.do(command) == first
+    assert await desk.view() == new
+    assert (await desk.claim_one()).key == new.key
+
+
+async def test_a_cancellation_that_comes_late_after_its_id_was_reused_leaves_the_new_job_alone(desk: Desk) -> None:
+    await desk.submit()
+    command = await desk.cancellation()
+    await desk.complete(await desk.claim_one())
+    new = await desk.submit()
+
+    assert rejected(await desk.do(command)) == "not_cancellable"
+    assert (await desk.claim_one()).key == new.key
 
 
 @pytest.mark.parametrize("cancel_first", [True, False])
 async def test_cancel_and_claim_at_once_agree(desk: Desk, cancel_first: bool) -> None:
     await desk.submit()
-    commands = (Cancel("anyone", "job-1"), desk.claim_command())
+    commands = (await desk.cancellation(), desk.claim_command())
 
     answers = await desk.do_all(*(commands if cancel_first else commands[::-1]))
     cancelled, claims = answers if cancel_first else answers[::-1]
@@ -479,7 +503,7 @@ async def test_cancel_and_claim_at_once_agree(desk: Desk, cancel_first: bool) ->
 async def test_cancel_and_finish_at_once_agree(desk: Desk, cancel_first: bool) -> None:
     await desk.submit()
     claim = await desk.claim_one()
-    commands = (Cancel("anyone", "job-1"), desk.completion(claim))
+    commands = (await desk.cancellation(), desk.completion(claim))
 
     answers = await desk.do_all(*(commands if cancel_first else commands[::-1]))
     cancelled, _ = answers if cancel_first else answers[::-1]
@@ -493,7 +517,9 @@ async def test_cancel_and_finish_at_once_agree(desk: Desk, cancel_first: bool) -
 
 
 async def test_submit_cancel_and_claim_at_once_agree(desk: Desk) -> None:
-    _, cancelled, claims = await desk.do_all(_submit(1), Cancel("anyone", "job-1"), desk.claim_command())
+    submit = _submit(1)
+    cancel = Cancel("anyone", "job-1", submit.job.key)
+    _, cancelled, claims = await desk.do_all(submit, cancel, desk.claim_command())
 
     assert isinstance(cancelled, JobView)
     assert cancelled.error_code == "cancelled"

@@ -11,7 +11,7 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from callback import client as client_module
 from callback.client import TrackerClient
 from callback.config import TrackerConfig
-from callback.errors import JobIdInUse, StoreUnavailable, TrackerUnavailable
+from callback.errors import JobIdInUse, JobNotFound, StoreUnavailable, TrackerUnavailable
 from callback.records import JobView, Rejected, Submit
 from tests.unit.callback.tracker_kit import BOUND_S, Desk, new_job
 
@@ -156,6 +156,34 @@ async def test_a_command_whose_answer_was_lost_is_sent_again_and_answers_the_sam
     assert isinstance(view, JobView)
     assert await desk.view() == view
     assert attempts == 3
+
+
+async def test_a_cancel_that_is_sent_again_names_the_job_that_it_found_first(
+    connect: Callable[..., TrackerClient], desk: Desk
+) -> None:
+    sent = []
+
+    async def reusing_the_id(method: str, *args: Any) -> Any:
+        if method == "get":
+            return await desk.tracker.get(*args)
+        sent.append(args[1])
+        answers = await desk.tracker.execute(*args)
+        if len(sent) == 1:
+            await desk.submit()
+            raise ActorDiedError
+        return answers
+
+    first = await desk.submit()
+    view = await connect(Cluster(reusing_the_id)).cancel("anyone", "job-1", timeout_s=BOUND_S)
+
+    assert len(sent) == 2
+    assert (view.key, view.error_code) == (first.key, "cancelled")
+    assert (await desk.claim_one()).key != first.key
+
+
+async def test_a_cancel_of_an_unknown_job_is_refused(connect: Callable[..., TrackerClient]) -> None:
+    with pytest.raises(JobNotFound):
+        await connect(Cluster(late(None, 0.0))).cancel("anyone", "job-1")
 
 
 async def test_refusals_come_as_errors_of_their_kind(connect: Callable[..., TrackerClient], desk: Desk) -> None:

@@ -186,6 +186,7 @@ async def test_a_tracker_that_was_replaced_changes_nothing(desk: Desk, start: St
     await desk.submit("waiting")
     await desk.submit("running", model="flux")
     (claim,) = await desk.claim(model="flux")
+    cancellation = await desk.cancellation("waiting")
     successor = await start()
     before = successor.rows(jobs.select().order_by(jobs.c.seq))
 
@@ -194,7 +195,7 @@ async def test_a_tracker_that_was_replaced_changes_nothing(desk: Desk, start: St
         await desk.do(desk.claim_command()),
         await desk.do(failure(claim)),
         await desk.do(Release(claim.key, claim.attempt, True, "late")),
-        await desk.cancel("waiting"),
+        await desk.do(cancellation),
     ]
 
     assert {rejected(answer) for answer in answers} <= {"deposed", "unavailable"}

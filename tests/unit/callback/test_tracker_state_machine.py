@@ -66,6 +66,7 @@ class TrackerMachine(RuleBasedStateMachine):
         self.submissions: list[NewJob] = []
         self.claim_commands: list[ClaimJobs] = []
         self.claims: list[Claim] = []
+        self.cancels: list[Cancel] = []
         self.known: dict[str, Known] = {}
         self.former: list[Desk] = []
         self.reader: Store
@@ -146,7 +147,7 @@ class TrackerMachine(RuleBasedStateMachine):
         held = [claim for claim in self.claims if self._holds(claim)]
         if held:
             claim = held[pick % len(held)]
-            assert self.do(Cancel("anyone", claim.job_id)).cancel_requested
+            assert self.do(Cancel("anyone", claim.job_id, claim.key)).cancel_requested
             assert self.do(self._report(claim, "release")) is True
 
     @rule(model=models, limit=st.integers(0, 3))
@@ -215,13 +216,23 @@ class TrackerMachine(RuleBasedStateMachine):
     def cancel(self, job_id: str, really: int) -> None:
         if really:
             return
-        first, again = self.do(Cancel("anyone", job_id), Cancel("anyone", job_id))
+        command = self.run(self.desk.cancellation(job_id))
+        self.cancels.append(command)
+        first, again = self.do(command, command)
         if isinstance(first, JobView):
             assert first == again
             assert first.cancel_requested or first.error_code == "cancelled"
         else:
             assert rejected(first) == rejected(again)
             assert rejected(first) in {"job_not_found", "not_cancellable"}
+
+    @precondition(lambda self: self.cancels)
+    @rule(pick=picks)
+    def cancel_again(self, pick: int) -> None:
+        command = self.cancels[pick % len(self.cancels)]
+        others = self._rows(sa.select(jobs).where(jobs.c.key != command.key).order_by(jobs.c.seq))
+        self.do(command)
+        assert self._rows(sa.select(jobs).where(jobs.c.key != command.key).order_by(jobs.c.seq)) == others
 
     @rule(job_id=ids, request_id=st.sampled_from(("r1", "r2")))
     def redeliver(self, job_id: str, request_id: str) -> None:
@@ -238,7 +249,7 @@ class TrackerMachine(RuleBasedStateMachine):
         self.claim_commands.append(claim_command)
         report = self._report(self._claim(pick), how)
         submit = Submit(self._submission(job_id, model, "x", True, None))
-        more = (Cancel("anyone", job_id),) if pick % 3 == 0 else ()
+        more = (self.run(self.desk.cancellation(job_id)),) if pick % 3 == 0 else ()
         answers = self.do(submit, claim_command, report, Submit(submit.job), *more)
         self.claims += answers[1]
 
@@ -270,7 +281,7 @@ class TrackerMachine(RuleBasedStateMachine):
     @rule(job_id=ids, pick=picks)
     def the_former_tracker_is_asked(self, job_id: str, pick: int) -> None:
         before = self._rows(sa.select(jobs).order_by(jobs.c.seq))
-        commands: list[Command] = [Submit(new_job(job_id)), Cancel("anyone", job_id)]
+        commands: list[Command] = [Submit(new_job(job_id)), self.run(self.desk.cancellation(job_id))]
         if self.claims:
             commands.append(failure(self._claim(pick)))
         answers = self.run(self.former[0].do_all(*commands))

@@ -1,4 +1,5 @@
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -104,6 +105,33 @@ async def test_an_idempotency_key_with_another_body_is_refused(desk: Desk) -> No
 
     assert rejected(answer) == "idempotency_key_reused"
     assert await desk.tracker.get("anyone", "b") is None
+
+
+@pytest.mark.parametrize("first_key", [None, "first"])
+@pytest.mark.parametrize("ended", [False, True])
+async def test_a_further_idempotency_key_answers_the_job_that_it_was_answered_with(
+    desk: Desk, first_key: str | None, ended: bool
+) -> None:
+    job = await desk.submit(idempotency_key=first_key)
+    assert (await desk.submit(idempotency_key="second")).key == job.key
+    if ended:
+        await desk.complete(await desk.claim_one())
+
+    assert (await desk.submit(idempotency_key="second")).key == job.key
+    other = (new_job("job-1"), new_job("job-2"))
+    for submission in (replace(one, fingerprint="other", idempotency_key="second") for one in other):
+        assert rejected(await desk.do(Submit(submission))) == "idempotency_key_reused"
+    assert len(desk.rows(jobs.select())) == 1
+
+
+async def test_a_job_has_a_bounded_number_of_idempotency_keys(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callback.acceptance.MAX_ALIASES", 2)
+    job = await desk.submit()
+    for name in ("one", "two"):
+        await desk.submit(idempotency_key=name)
+
+    assert rejected(await desk.do(Submit(new_job(idempotency_key="three")))) == "job_id_in_use"
+    assert (await desk.submit(idempotency_key="two")).key == job.key
 
 
 async def test_idempotency_keys_of_different_owners_do_not_meet(desk: Desk) -> None:

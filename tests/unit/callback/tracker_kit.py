@@ -161,7 +161,13 @@ class Desk:
         return await self.do(Release(claim.key, claim.attempt, blamed, "the replica ended"))
 
     async def cancel(self, job_id: str = "job-1") -> Answer:
-        return await self.do(Cancel("anyone", job_id))
+        """Cancel the job that has the id now."""
+        return await self.do(await self.cancellation(job_id))
+
+    async def cancellation(self, job_id: str = "job-1") -> Cancel:
+        """Look the id up, as the client does, and return what it then sends."""
+        view = await self.tracker.get("anyone", job_id)
+        return Cancel("anyone", job_id, view.key if view is not None else "unknown")
 
     async def redeliver(self, job_id: str = "job-1", *, request_id: str = "request-1") -> Answer:
         return await self.do(Redeliver("anyone", job_id, request_id))

@@ -58,6 +58,21 @@ def test_the_embedded_model_has_its_adapters_and_a_replaced_source_has_not(
     assert model.adapters.folder is None
 
 
+@pytest.mark.parametrize(
+    ("url", "sentence"),
+    [
+        ("sqlite://", "A store in memory would lose every accepted job"),
+        ("sqlite:///:memory:", "A store in memory would lose every accepted job"),
+        ("mysql://user:s3cret@db/darkroom", "Jobs cannot be kept in mysql"),
+    ],
+)
+def test_a_store_that_cannot_keep_jobs_is_refused_in_a_sentence(url: str, sentence: str) -> None:
+    with pytest.raises(ValidationError, match=sentence) as refusal:
+        Settings(store_url=url)
+
+    assert "s3cret" not in str(refusal.value)
+
+
 def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings(data_dir=Path("data"))
