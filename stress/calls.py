@@ -190,11 +190,15 @@ class Caller:
 
 async def _read_bounded(call: Call, response: httpx.Response) -> bytes:
     content = bytearray()
-    async for chunk in response.aiter_bytes():
-        content += chunk
-        if len(content) > MAX_ANSWER_BYTES:
-            detail = f"the body is longer than {MAX_ANSWER_BYTES} bytes"
-            raise UnexpectedAnswerError(str(call), response.status_code, detail)
+    try:
+        async for chunk in response.aiter_bytes():
+            content += chunk
+            if len(content) > MAX_ANSWER_BYTES:
+                detail = f"the body is longer than {MAX_ANSWER_BYTES} bytes"
+                raise UnexpectedAnswerError(str(call), response.status_code, detail)
+    except httpx.DecodingError as error:
+        detail = f"the body is not in its stated Content-Encoding ({error})"
+        raise UnexpectedAnswerError(str(call), response.status_code, detail) from error
     return bytes(content)
 
 
@@ -205,7 +209,8 @@ def _reason(error: Exception) -> str:
 def _json_or_none(content: bytes) -> object:
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
+        # Too deeply nested to be read is as good as unreadable.
         return None
 
 

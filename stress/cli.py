@@ -5,6 +5,8 @@ Without a command it does `run`. Exit codes: 0 every check passed, 1 a check fai
 """
 
 import logging
+import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +33,9 @@ from stress.reports.json_report import write_json
 from stress.reports.junit import write_junit
 from stress.reports.words import was_interrupted
 from stress.validate import exit_code, to_json, to_table, validate_paths
+
+# A field's name and value as HTTP allows them (RFC 9110, 5.1 and 5.5), without the bytes that have no common meaning.
+_HEADER = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*:[ \t]*([\t\x20-\x7e]*)")
 
 FAILED = 1
 UNUSABLE = 2
@@ -179,6 +184,7 @@ def _check(command: str, options: Options, checks: Sequence[PlannedCheck], *, ex
         for check in checks:
             print_line(f"{check.name:<24} {check.title}")
         return
+    _demand_text(options.prompt)
     plan = Plan(
         command=command,
         settings=_settings(options),
@@ -199,20 +205,25 @@ def _check(command: str, options: Options, checks: Sequence[PlannedCheck], *, ex
         report = run_plan(plan, progress)
     except EnvironmentProblem as problem:
         raise _unusable(str(problem)) from None
-    _write(report, options)
+    written = _write(report, options)
     print_summary(report)
     if not options.quiet:
         print_table(report)
     if was_interrupted(report):
         raise typer.Exit(INTERRUPTED)
-    raise typer.Exit(0 if report.passed else FAILED)
+    if not report.passed:
+        raise typer.Exit(FAILED)
+    raise typer.Exit(0 if written else UNUSABLE)
 
 
 def _settings(options: Options) -> KitSettings:
     try:
         return options.settings()
     except ValidationError as error:
-        sentences = (f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        sentences = (
+            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        )
         raise _unusable(f"A flag or a variable of the environment cannot be used. {'; '.join(sentences)}.") from None
 
 
@@ -231,26 +242,49 @@ def _chosen(checks: Sequence[PlannedCheck], options: Options) -> list[PlannedChe
 def _headers(given: Sequence[str]) -> dict[str, str]:
     headers = {}
     for one in given:
-        name, colon, value = one.partition(":")
-        if not colon or not name.strip():
-            raise _unusable(f"--header {one!r} has no colon. Write it as 'Name: value'.")
-        headers[name.strip()] = value.strip()
+        parts = _HEADER.fullmatch(one)
+        if parts is None:
+            # The value may be a credential: only the name is repeated.
+            name = ascii(one.partition(":")[0])
+            raise _unusable(f"The --header {name} cannot be sent. Write it as 'Name: value', in ASCII and on one line.")
+        headers[parts[1]] = parts[2].strip()
     return headers
+
+
+def _demand_text(prompt: str) -> None:
+    # The shell hands on bytes that are no UTF-8 as halves of surrogate pairs.
+    if not prompt.strip() or any("\ud800" <= character <= "\udfff" for character in prompt):
+        raise _unusable("The --prompt is empty or no UTF-8. Give what is to be drawn in words.")
 
 
 def _demand_writable(options: Options) -> None:
     # Before the checks: an hour of them must not end in a report that cannot be written.
+    if options.pictures is not None:
+        try:
+            options.pictures.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.pictures).close()
+        except OSError as error:
+            raise _unusable(
+                f"No picture can be kept in {options.pictures}: {error.strerror}. Choose another folder for --pictures."
+            ) from None
     for path in (options.json_file, options.junit_file, options.html_file):
         if path is None:
             continue
+        if str(path) == "-":
+            raise _unusable("Standard output has the lines of the report. Name a file for --json, --junit or --html.")
+        is_new = not path.exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.open("a").close()
+            if is_new:
+                path.unlink()
         except OSError as error:
             raise _unusable(f"The report {path} cannot be written: {error.strerror}. Choose another place.") from None
 
 
-def _write(report: KitReport, options: Options) -> None:
+def _write(report: KitReport, options: Options) -> bool:
+    """Write every report that was asked for; False if one could not be."""
+    written = True
     for path, write in (
         (options.json_file, write_json),
         (options.junit_file, write_junit),
@@ -260,8 +294,11 @@ def _write(report: KitReport, options: Options) -> None:
             continue
         try:
             write(report, path)
-        except OSError as error:
-            print_problem(f"The report {path} could not be written: {error.strerror}. Choose another place.")
+        except (OSError, ValueError) as error:
+            # One that fails takes neither the others nor the summary with it.
+            written = False
+            print_problem(f"The report {path} could not be written: {error}. Choose another place.")
+    return written
 
 
 def _unusable(sentence: str) -> typer.Exit:

@@ -84,12 +84,14 @@ class AsyncDarkroomClient:
         /,
         *,
         idempotency_key: str | None = None,
+        repeat: bool = True,
         **fields: object,
     ) -> SubmitAnswer:
         """Submit a job, given as a request, as fields, or as a request with fields that override it.
 
         Fields are sent unchecked (dates as ISO 8601), so that a refusal can be provoked. Without an
-        `idempotency_key` each submit gets a new one.
+        `idempotency_key` each submit gets a new one. Without `repeat` it is not sent again once it may have reached
+        the service: for services that may ignore the key, and jobs without an id of their own.
         """
         typed = request.model_dump(mode="json", exclude_unset=True) if request else {}
         call = Call(
@@ -97,6 +99,7 @@ class AsyncDarkroomClient:
             "/inference",
             json={**typed, **to_jsonable_python(fields)},
             headers={"Idempotency-Key": idempotency_key or uuid4().hex},
+            repeatable=repeat,
         )
         return (await self._caller.call(call)).parse(SubmitAnswer)
 
@@ -254,10 +257,11 @@ class DarkroomClient:
         /,
         *,
         idempotency_key: str | None = None,
+        repeat: bool = True,
         **fields: object,
     ) -> SubmitAnswer:
         """Do as `AsyncDarkroomClient.submit`."""
-        return self._run(self._client.submit, request, idempotency_key=idempotency_key, **fields)
+        return self._run(self._client.submit, request, idempotency_key=idempotency_key, repeat=repeat, **fields)
 
     def status(self, job_id: str, wait_s: float | None = None) -> JobStatus:
         """Do as `AsyncDarkroomClient.status`."""

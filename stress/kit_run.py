@@ -77,6 +77,12 @@ class _Outcome:
     running_since: float = 0.0
     checks: list[CheckReport] = field(default_factory=list)
 
+    def ended(self, report: CheckReport) -> None:
+        """Keep the report of the check that ran, under the name by which --only and --skip know it."""
+        if self.running is not None:
+            self.checks.append(report.model_copy(update={"name": self.running.name}))
+            self.running = None
+
 
 def run_plan(plan: Plan, progress: ConsoleProgress) -> KitReport:
     """Run the plan's checks and report them; an interruption (Ctrl-C) makes a report of what was done until then.
@@ -131,10 +137,12 @@ async def _run(plan: Plan, progress: ConsoleProgress, outcome: _Outcome) -> None
                 )
                 for check in plan.checks:
                     outcome.running, outcome.running_since = check, time.monotonic()
-                    report = await check.run(session, tuple(outcome.checks))
-                    # Under the name by which --only and --skip know it.
-                    outcome.checks.append(report.model_copy(update={"name": check.name}))
-                    outcome.running = None
+                    try:
+                        outcome.ended(await check.run(session, tuple(outcome.checks)))
+                    except asyncio.CancelledError:
+                        for report in session.interrupted:
+                            outcome.ended(report)
+                        raise
 
 
 @asynccontextmanager

@@ -1,6 +1,5 @@
 """The environment that the kit reads: where the service is, where callbacks go, how much to ask for."""
 
-from ipaddress import ip_address
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
@@ -19,6 +18,9 @@ def _base_url(value: str) -> str:
     split = urlsplit(value)
     if split.scheme not in _USUAL_PORTS or not split.hostname or split.query or split.fragment:
         raise ValueError(f"{value!r} is no base URL; give one like {DEFAULT_SERVICE_URL}")
+    if split.username is not None:
+        # Reports show the address, and are sent to others.
+        raise ValueError("an address must not hold credentials; pass those with --header 'Authorization: ...'")
     _ = split.port  # raises ValueError for a port that is no number or too large
     return value.rstrip("/")
 
@@ -97,14 +99,3 @@ def port_of(base_url: str) -> int:
 def host_of(base_url: str) -> str:
     """Return the host of an address, without brackets."""
     return urlsplit(base_url).hostname or ""
-
-
-def is_loopback(base_url: str) -> bool:
-    """Whether the address can only be reached from the machine that it is on."""
-    host = host_of(base_url)
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -26,6 +26,9 @@ ROUNDING = 2.0
 BAND_FACTOR = 4.0
 """One 64th of the rows may differ by so many times the tolerated mean: rounding is not spread evenly, but what another
 job wrote there differs by more."""
+ROW_FACTOR = 16.0
+"""A single row may differ by so many times the tolerated mean: an edge that runs along the row moves by a fraction of
+a pixel, while a row of another picture differs by tens of levels."""
 MIN_COPIED_ROWS = 4
 """Copied rows that make a contamination: single plain rows can be equal by chance."""
 
@@ -231,7 +234,15 @@ class _Case:
             return Match(MatchKind.CHANNELS_SWAPPED, sentence, own_distance=whole.mean)
         figures = f"by {whole.mean:.2f} levels on average and {whole.max} at most{on} (limit {self.tolerance:g})"
         # Where nothing is tolerated, a thumbnail that is equal proves nothing.
-        if 0.0 < self.tolerance >= whole.mean and own_bands.max() <= BAND_FACTOR * self.tolerance:
+        is_near = 0.0 < self.tolerance >= whole.mean and own_bands.max() <= BAND_FACTOR * self.tolerance
+        by_row = _row_distances(found, wanted)
+        if is_near and by_row.max() > ROW_FACTOR * self.tolerance:
+            sentence = (
+                f"Row {by_row.argmax()} of the picture differs from its reference by {by_row.max():.1f} levels on "
+                f"average (limit {ROW_FACTOR * self.tolerance:g}), the picture {figures}."
+            )
+            return Match(MatchKind.WRONG, sentence, own_distance=whole.mean)
+        if is_near:
             return Match(MatchKind.NEAR, f"The picture differs from its reference {figures}.", own_distance=whole.mean)
         rows = np.flatnonzero(self.found.rows != self.wanted.rows)
         where = f"in {len(rows)} of {len(self.found.rows)} rows, from {rows[0]} to {rows[-1]}"
@@ -279,6 +290,12 @@ def _copied_bands(
     index = int(np.argmax(copied.sum(axis=1)))
     rows = np.arange(height)
     return index, rows[copied[index][rows * THUMBNAIL_SIDE // height]]
+
+
+def _row_distances(one: Pixels, other: Pixels) -> NDArray[np.float64]:
+    """Mean distance per row."""
+    difference = np.where(one > other, one - other, other - one)
+    return np.asarray(difference.mean(axis=(1, 2)), dtype=np.float64)
 
 
 def _bands(one: Fingerprint, other: Fingerprint) -> NDArray[np.float64]:

@@ -6,9 +6,9 @@ Ranges are not checked here: the service decides, and a validator must be able t
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
 
 
 class JobState(StrEnum):
@@ -49,15 +49,17 @@ class InferenceRequest(WireModel):
 
 
 class _JobAnswer(WireModel):
-    """An answer about one job, which services name `id`, `job_id` or both."""
+    """An answer about one job, which services name `id`, `job_id` or both; `id` is kept as it came if both came."""
 
-    job_id: str
+    # It becomes a part of addresses: one without letters, or longer than an address may be, names no job.
+    job_id: Annotated[str, StringConstraints(min_length=1, max_length=1024)]
 
     @model_validator(mode="before")
     @classmethod
     def _one_id_under_either_name(cls, data: Any) -> Any:
         if isinstance(data, dict) and "job_id" not in data and "id" in data:
-            return {**data, "job_id": data["id"]}
+            named = {name: value for name, value in data.items() if name != "id"}
+            return {**named, "job_id": data["id"]}
         return data
 
 

@@ -78,3 +78,9 @@ def app(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) ->
         adapters_dir=adapters,
         callback_timeout_s=3.0,
     )
+
+
+@pytest.fixture(scope="session")
+def embedded_app(deploy: Callable[..., App]) -> App:
+    """The application as it is without any setting: the embedded model with the adapters that ship with it."""
+    return deploy("embedded")

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
 from stress.checks import callbacks
@@ -11,7 +12,7 @@ from stress.checks.job_run import JobRun
 from stress.checks.outcome import Fault
 from stress.checks.pictures import judge_picture, keep_picture
 from stress.checks.session import Session
-from stress.errors import PictureNotFoundError, ServiceError, UnexpectedAnswerError
+from stress.errors import JobNotFoundError, PictureNotFoundError, ServiceError, UnexpectedAnswerError
 from stress.receiver.entries import CallbackEntry
 from stress.wire import JobState, JobStatus
 
@@ -40,11 +41,14 @@ class Collector:
             await self._missing(run, timeout_s)
         # A callback with a wrong secret or signature stays undelivered because this kit's receiver rejects it.
         rejected = any(finding.fault in {Fault.WRONG_SECRET, Fault.WRONG_SIGNATURE} for finding in run.findings)
-        if report is not None and callbacks.is_pending(report) and not rejected:
+        if report is None or run.request.callback_url is None or (callbacks.is_pending(report) and rejected):
+            return
+        if callbacks.is_pending(report):
             settled = await self._follower.section_when(
                 run, lambda now: not callbacks.is_pending(now), timeout_s=min(GRACE_S, timeout_s)
             )
-            run.findings += callbacks.section_faults(run.job_id, status, settled or report)
+            report = settled or report
+        run.findings += callbacks.section_faults(run.job_id, status, report)
 
     async def read_entries(self, run: JobRun) -> None:
         """Check those of the job's callbacks that were not checked before, and all of them for duplicates."""
@@ -56,6 +60,7 @@ class Collector:
                 run.found_once(finding.fault, finding.sentence)
         for finding in callbacks.duplicate_faults(run.job_id, entries):
             run.found_once(finding.fault, finding.sentence)
+        _compare_entries(run, entries)
         run.entries = entries
         first_s = (entries[0].received_at - self._started_at).total_seconds()
         run.update(callbacks=len(entries), callback_s=first_s)
@@ -66,14 +71,23 @@ class Collector:
         sent = await self._sent_picture(run.entries)
         if sent is not None:
             pictures["callback"] = sent
+        missing: list[str] = []
         for address in ("result", "image"):
-            picture = await self._downloaded(run, address)
-            if picture is not None:
-                run.downloads[address] = pictures[address] = picture
+            try:
+                picture = await self._downloaded(run, address)
+            except PictureNotFoundError as error:
+                missing.append(f"The job is completed, but its {address} address has no picture. {error}")
+            else:
+                if picture is not None:
+                    pictures[address] = picture
+        if missing and await self._follower.is_forgotten(run):
+            run.found(Fault.LOST_JOB, "The job was completed, and is unknown now, its record like its picture (404).")
+        elif missing:
+            run.found_once(Fault.MISSING_PICTURE, missing[0])
         _compare(run, status, pictures)
-        run.picture = next((pictures[way] for way in _COMPARED if way in pictures), None)
-        if run.picture is not None:
-            await self._judge(run, run.picture)
+        run.received = next((pictures[way] for way in _COMPARED if way in pictures), None)
+        if run.received is not None:
+            await self._judge(run, run.received)
 
     async def _missing(self, run: JobRun, timeout_s: float) -> None:
         says = run.status.callback.status if run.status and run.status.callback else "nothing"
@@ -86,20 +100,31 @@ class Collector:
             run.found(Fault.MISSING_CALLBACK, sentence)
 
     async def _stray(self, run: JobRun) -> CallbackEntry | None:
-        """Find this job's callback among those of other jobs, by its `webhook-id` or by its picture."""
+        """Find this job's callback under another id, by its `webhook-id`, or by its picture under nobody's id."""
         status = run.status
         report = status.callback if status else None
         webhook_id, sha256 = report.webhook_id if report else None, status.sha256 if status else None
         if sha256 is None and status is not None and status.status is JobState.COMPLETED:
-            picture = await self._downloaded(run, "result")
-            sha256 = None if picture is None else hashlib.sha256(picture).hexdigest()
+            with suppress(PictureNotFoundError):
+                picture = await self._downloaded(run, "result")
+                sha256 = None if picture is None else hashlib.sha256(picture).hexdigest()
         for entry in await self._session.inbox.entries():
             if webhook_id is not None and entry.webhook_id is not None:
                 if entry.webhook_id == webhook_id:
                     return entry
-            elif sha256 is not None and entry.sha256 == sha256:
+            elif sha256 is not None and entry.sha256 == sha256 and await self._is_nobodys(entry):
                 return entry
         return None
+
+    async def _is_nobodys(self, entry: CallbackEntry) -> bool:
+        """Whether the service knows no job of this id: an equal job rightly gets an equal picture, under its id."""
+        try:
+            await self._session.client.status(entry.job_id)
+        except JobNotFoundError:
+            return True
+        except ServiceError:
+            return False
+        return False
 
     async def _sent_picture(self, entries: Sequence[CallbackEntry]) -> bytes | None:
         with_picture = [entry for entry in entries if entry.has_image]
@@ -109,8 +134,8 @@ class Collector:
         client = self._session.client
         try:
             return await (client.result if address == "result" else client.image)(run.job_id)
-        except PictureNotFoundError as error:
-            run.found_once(Fault.MISSING_PICTURE, f"The job is completed, but its {address} address has none. {error}")
+        except PictureNotFoundError:
+            raise
         except UnexpectedAnswerError as error:
             run.found(Fault.WRONG_ANSWER, str(error))
         except ServiceError as error:
@@ -125,6 +150,14 @@ class Collector:
             run.found(judgement.fault, f"{judgement.reason}.")
 
 
+def _compare_entries(run: JobRun, entries: Sequence[CallbackEntry]) -> None:
+    """Demand that every callback of one job carries the same picture, repeats and duplicates included."""
+    seen = {entry.sha256 for entry in entries if entry.sha256 is not None}
+    if len(seen) > 1:
+        shown = ", ".join(sorted(sha256[:12] for sha256 in seen))
+        run.found_once(Fault.CHANGED_BYTES, f"The job's callbacks carried different pictures, by SHA-256: {shown}.")
+
+
 def _compare(run: JobRun, status: JobStatus, pictures: dict[str, bytes]) -> None:
     hashes = {way: hashlib.sha256(picture).hexdigest() for way, picture in pictures.items()}
     for entry in run.entries[-1:]:
@@ -134,7 +167,7 @@ def _compare(run: JobRun, status: JobStatus, pictures: dict[str, bytes]) -> None
         hashes["record"] = status.sha256
     if len(set(hashes.values())) > 1:
         seen = ", ".join(f"{way} {sha256[:12]}" for way, sha256 in hashes.items())
-        run.found(Fault.CHANGED_BYTES, f"The picture's SHA-256 differs between the ways to it: {seen}.")
+        run.found_once(Fault.CHANGED_BYTES, f"The picture's SHA-256 differs between the ways to it: {seen}.")
     elif status.size_bytes is not None:
         wrong = {len(picture) for picture in pictures.values()} - {status.size_bytes}
         if wrong:

@@ -1,14 +1,14 @@
 """Whether every job got its own picture: compared with the serial reference, in orders that let state leak."""
 
 import asyncio
-import hashlib
 from collections.abc import Sequence
 
 from stress.checks.group import at_once, expiring, finish, load_report, submit
 from stress.checks.guard import guarded
 from stress.checks.jobs import JobRun, Watch
 from stress.checks.outcome import CheckReport, Fault
-from stress.checks.references import Reference, References, key_of
+from stress.checks.references import Reference, References
+from stress.checks.seen import key_of
 from stress.checks.session import Session
 from stress.errors import UnreadablePictureError
 from stress.picture_comparison import ROUNDING, Fingerprint, MatchKind, identify
@@ -35,7 +35,7 @@ async def check_contamination(session: Session, *, references: References | None
         drawn = await references.prepare(watch, [*requests, *reused]) if references else []
         runs = await at_once(
             # A little apart, so that the service takes them in this order.
-            submit(watch, request, after_s=0.02 * index)
+            submit(watch, request, after_s=0.02 * index, jobs_ahead=len(requests))
             for index, request in enumerate(expiring(watch, requests))
         )
         await finish(watch, runs)
@@ -64,7 +64,7 @@ async def compare(runs: Sequence[JobRun], references: References | None) -> None
         own = known.get(run.request)
         if own is None:
             without.append(run)
-        elif run.picture is not None and hashlib.sha256(run.picture).hexdigest() != own.sha256:
+        elif run.sha256 is not None and run.sha256 != own.sha256:
             await asyncio.to_thread(_judge, run, own, known, runs)
     _find_identical(without)
     _find_unequal(without)
@@ -121,9 +121,9 @@ def _find_identical(runs: Sequence[JobRun]) -> None:
     """Find jobs with different requests and the very same picture, where no reference tells whose it is."""
     first: dict[str, JobRun] = {}
     for run in runs:
-        if run.picture is None:
+        if run.sha256 is None:
             continue
-        other = first.setdefault(hashlib.sha256(run.picture).hexdigest(), run)
+        other = first.setdefault(run.sha256, run)
         if key_of(other.request) == key_of(run.request):
             continue
         if _ended_before(other, run):
@@ -138,10 +138,10 @@ def _find_unequal(runs: Sequence[JobRun]) -> None:
     """Find jobs with the same request and other bytes, though the service calls both exact."""
     first: dict[str, JobRun] = {}
     for run in runs:
-        if run.picture is None or not _is_exact(run):
+        if run.sha256 is None or not _is_exact(run):
             continue
         other = first.setdefault(key_of(run.request), run)
-        if other.picture != run.picture:
+        if other.sha256 != run.sha256:
             sentence = f"The job {other.job_id} got other bytes for the same request, though both are called exact."
             run.found(Fault.WRONG_PICTURE, sentence)
 
@@ -149,10 +149,10 @@ def _find_unequal(runs: Sequence[JobRun]) -> None:
 def _demand_effect(runs: Sequence[JobRun]) -> None:
     """Demand that an adapter changes the picture: one that does nothing would not be seen to leak either."""
     for run in runs:
-        if not run.request.lora_path or run.picture is None or not run.good:
+        if not run.request.lora_path or run.sha256 is None or not run.good:
             continue
         base = key_of(run.request.model_copy(update={"lora_path": None}))
-        same = next((one for one in runs if key_of(one.request) == base and one.picture == run.picture), None)
+        same = next((one for one in runs if key_of(one.request) == base and one.sha256 == run.sha256), None)
         if same is not None:
             run.found(
                 Fault.WRONG_PICTURE,

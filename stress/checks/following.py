@@ -22,6 +22,7 @@ LONG_POLL_S = 25
 GRACE_S = 10.0
 """For what should have been there already: how long to look whether it is late or never comes."""
 _GRACE_INTERVAL_S = 0.2
+_ECHOED = ("prompt", "seed", "width", "height", "num_inference_steps")
 _TROUBLE = (ServiceUnreachableError, ServiceBusyError, ServiceFailedError)
 
 
@@ -68,11 +69,32 @@ class Follower:
         run.update(status=status)
         if known is None or _moves(known) != _moves(status):
             self._session.progress.job_moved(self._check, run.job_id, status)
-        names = {status.job_id, (status.model_extra or {}).get("id", status.job_id)} - {run.job_id}
-        if names:
-            others = " and ".join(sorted(repr(name) for name in names))
+        names = {repr(name) for name in (status.job_id, (status.model_extra or {}).get("id", status.job_id))}
+        others = " and ".join(sorted(names - {repr(run.job_id)}))
+        if others:
             run.found_once(Fault.WRONG_JOB_ID, f"The status of this job carries another id: {others}.")
+        _check_echo(run, status)
         return status
+
+    async def is_forgotten(self, run: JobRun) -> bool:
+        """Whether the service says that it knows no such job."""
+        try:
+            await self._session.client.status(run.job_id)
+        except JobNotFoundError:
+            return True
+        except ServiceError:
+            return False
+        return False
+
+    async def must_stay_final(self, run: JobRun, status: JobStatus) -> None:
+        """Read the status of a final job again: it must be the same, if the record is still kept."""
+        try:
+            now = await self._session.client.status(run.job_id)
+        except ServiceError:
+            # Services may drop the record of a final job at any time; what else fails here is not about this job.
+            return
+        if now.status is not status.status:
+            run.found(Fault.WRONG_ANSWER, f"The job was {status.status}, which is final, and is {now.status} now.")
 
     async def section_when(
         self, run: JobRun, wanted: Callable[[CallbackReport], bool], *, timeout_s: float
@@ -98,6 +120,18 @@ class Follower:
         came = f"came {time.monotonic() - first_seen:.1f} s later" if report else f"did not come within {grace_s:g} s"
         sentence = f"The first poll that showed {state} had no `callback` section, which {came}."
         run.found(Fault.FINAL_WITHOUT_CALLBACK, sentence)
+
+
+def _check_echo(run: JobRun, status: JobStatus) -> None:
+    """Demand that what the status repeats of the request is what was asked for."""
+    echo = (status.model_extra or {}).get("request")
+    stated = {**(echo if isinstance(echo, dict) else {}), **({} if status.seed is None else {"seed": status.seed})}
+    for name in _ECHOED:
+        asked, shown = getattr(run.request, name), stated.get(name)
+        # Left out, redacted, or a default of the service's own (0 counts as none in the first form).
+        if asked and shown and shown != asked:
+            sentence = f"The status of this job shows another request: {name} is {shown!r}, asked was {asked!r}."
+            run.found_once(Fault.WRONG_ANSWER, sentence)
 
 
 def _moves(status: JobStatus) -> tuple[object, ...]:

@@ -30,10 +30,10 @@ async def at_once(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
     return [task.result() for task in tasks]
 
 
-async def submit(watch: Watch, request: InferenceRequest, *, after_s: float = 0.0) -> JobRun:
-    """Submit one job, `after_s` from now."""
+async def submit(watch: Watch, request: InferenceRequest, *, after_s: float = 0.0, jobs_ahead: int = 0) -> JobRun:
+    """Submit one job, `after_s` from now, to a service that may have to do `jobs_ahead` others before."""
     await asyncio.sleep(after_s)
-    return await watch.submit(request, label=f"seed {request.seed}")
+    return await watch.submit(request, label=f"seed {request.seed}", jobs_ahead=jobs_ahead)
 
 
 async def finish(
@@ -53,8 +53,7 @@ async def finish(
         else:
             await watch.follow(run, jobs_ahead=ahead)
         await watch.collect(run)
-        # The picture is kept in `picture`; hundreds of downloads of it would fill the memory.
-        run.downloads.clear()
+        run.release()
         return run
 
     await at_once(end(run) for run in runs)

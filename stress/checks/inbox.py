@@ -15,6 +15,11 @@ from stress.errors import CallbackWaitTimeoutError, KitError
 from stress.receiver.entries import CallbackEntry, CallbackList
 
 REMOTE_TIMEOUT_S = 10.0
+"""For connecting and for each read."""
+REMOTE_WHOLE_S = 30.0
+"""For a whole answer: a list of thousands of callbacks, or a picture."""
+REMOTE_ATTEMPTS = 3
+"""One lost connection to the receiver must not end a check of hundreds of jobs."""
 FIRST_INTERVAL_S = 0.2
 LONGEST_INTERVAL_S = 2.0
 
@@ -143,12 +148,9 @@ class RemoteInbox:
         self, job_id: str, *, times: int = 1, answer_status: int | None = None, redirect_to: str | None = None
     ) -> bool:
         """Answer the job's next callbacks so; False if the receiver cannot, or does not let this caller."""
-        told = await self._call("GET", "/misbehaviour", headers=self._credentials)
-        if told.status_code != 200:
-            return False
         asked = {"job_id": job_id, "times": times, "answer_status": answer_status, "redirect_to": redirect_to}
-        queue = [*told.json(), {key: value for key, value in asked.items() if value is not None}]
-        answer = await self._call("PUT", "/misbehaviour", json=queue, headers=self._credentials)
+        told = {key: value for key, value in asked.items() if value is not None}
+        answer = await self._call("POST", "/misbehaviour", json=told, headers=self._credentials)
         return answer.status_code == 200
 
     async def _list(self, params: Mapping[str, str]) -> tuple[CallbackEntry, ...]:
@@ -169,7 +171,15 @@ class RemoteInbox:
         json: object | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> httpx.Response:
-        try:
-            return await self._client.request(method, path, params=params, json=json, headers=headers)
-        except httpx.HTTPError as error:
-            raise InboxUnreachableError(f"{self._base_url}{path}", f"{type(error).__name__}: {error}") from error
+        attempts = REMOTE_ATTEMPTS if method == "GET" else 1
+        while True:
+            attempts -= 1
+            try:
+                # httpx bounds each read; a body that drips would never end.
+                async with asyncio.timeout(REMOTE_WHOLE_S):
+                    return await self._client.request(method, path, params=params, json=json, headers=headers)
+            except (httpx.HTTPError, TimeoutError) as error:
+                if not attempts:
+                    reason = f"{type(error).__name__}: {error}"
+                    raise InboxUnreachableError(f"{self._base_url}{path}", reason) from error
+            await asyncio.sleep(FIRST_INTERVAL_S)

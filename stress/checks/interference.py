@@ -1,6 +1,7 @@
 """Whether a long job keeps its picture while others, with other adapters and sizes, come and are cancelled."""
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 
@@ -48,12 +49,16 @@ async def check_interference(
             group.create_task(finish(watch, [long], jobs_ahead=len(others)))
             runs = await at_once(
                 _submit_other(
-                    watch, request, after_s=index * OTHERS_GAP_S, cancel=can_cancel and index % _CANCEL_EVERY == 2
+                    watch,
+                    request,
+                    after_s=index * OTHERS_GAP_S,
+                    jobs_ahead=_ahead(watch, wish, others),
+                    cancel=can_cancel and index % _CANCEL_EVERY == 2,
                 )
                 for index, request in enumerate(others)
             )
             cancelled = {run.job_id for run, was_cancelled in runs if was_cancelled}
-            await finish(watch, [run for run, _ in runs], cancelled=cancelled, jobs_ahead=len(others))
+            await finish(watch, [run for run, _ in runs], cancelled=cancelled, jobs_ahead=_ahead(watch, wish, others))
         everything = [long, *(run for run, _ in runs)]
         await compare(everything, references)
         figures = {"jobs_interfering": float(len(runs)), "jobs_cancelled": float(len(cancelled))}
@@ -64,10 +69,10 @@ async def check_interference(
 
 
 async def _submit_other(
-    watch: Watch, request: InferenceRequest, *, after_s: float, cancel: bool
+    watch: Watch, request: InferenceRequest, *, after_s: float, jobs_ahead: int, cancel: bool
 ) -> tuple[JobRun, bool]:
     """Submit a job and cancel it if asked to; tell whether the service took the cancellation."""
-    run = await submit(watch, request, after_s=after_s)
+    run = await submit(watch, request, after_s=after_s, jobs_ahead=jobs_ahead)
     if not cancel or not run.accepted:
         return run, False
     try:
@@ -79,6 +84,13 @@ async def _submit_other(
         run.found(Fault.WRONG_ANSWER, f"The job could not be cancelled. {error}")
         return run, False
     return run, True
+
+
+def _ahead(watch: Watch, long: InferenceRequest, others: Sequence[InferenceRequest]) -> int:
+    """Return as how many jobs like the smallest of `others` the long job and all of the others count."""
+    everything_s = sum(watch.rendering_s(request) for request in (long, *others))
+    smallest_s = min((watch.rendering_s(request) for request in others), default=0.0)
+    return math.ceil(everything_s / smallest_s) if smallest_s > 0 else len(others)
 
 
 async def _began(watch: Watch, run: JobRun) -> None:

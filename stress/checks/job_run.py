@@ -1,6 +1,7 @@
 """One job while a check watches it."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from stress.checks.outcome import Fault, Finding, JobTrace
 from stress.receiver.entries import CallbackEntry
@@ -15,14 +16,12 @@ class JobRun:
     request: InferenceRequest
     trace: JobTrace | None = None
     findings: list[Finding] = field(default_factory=list)
-    picture: bytes | None = None
-    """As it came with the callback, or else as it was downloaded."""
     entries: tuple[CallbackEntry, ...] = ()
     answer: SubmitAnswer | None = None
-    downloads: dict[str, bytes] = field(default_factory=dict)
-    """What the result address and the image address gave, by the words `result` and `image`."""
     earlier_entries: int = 0
     """Callbacks that earlier jobs of the same id have had."""
+    received: bytes | None = field(default=None, repr=False)
+    """The picture as it came with the callback, or else as it was downloaded; None after `release`."""
 
     @property
     def accepted(self) -> bool:
@@ -38,6 +37,26 @@ class JobRun:
     def status(self) -> JobStatus | None:
         """The latest status that was read."""
         return None if self.trace is None else self.trace.status
+
+    @property
+    def sha256(self) -> str | None:
+        """Of the picture that the job got, in hex; None without one."""
+        return None if self.trace is None or self.trace.picture is None else self.trace.picture.sha256
+
+    @property
+    def picture(self) -> bytes | None:
+        """The picture that the job got, from memory or from where it was kept; None without one, or if it is gone."""
+        facts = self.trace.picture if self.trace is not None else None
+        if self.received is not None or facts is None or facts.path is None:
+            return self.received
+        try:
+            return Path(facts.path).read_bytes()
+        except OSError:
+            return None
+
+    def release(self) -> None:
+        """Let go of the picture in memory: those of hundreds of jobs would fill it, and it lies in its file."""
+        self.received = None
 
     @property
     def good(self) -> bool:

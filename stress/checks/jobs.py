@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
-from stress.checks import callbacks
 from stress.checks.collecting import Collector
 from stress.checks.figures import latencies
 from stress.checks.following import Follower
@@ -26,6 +25,8 @@ from stress.wire import CallbackReport, InferenceRequest, JobState, JobStatus, S
 __all__ = ["JobRun", "Watch"]
 
 FIRST_BUSY_PAUSE_S = 0.5
+LONGEST_BUSY_PAUSE_S = 5.0
+"""Of the kit's own pauses while a service is busy; one that the service asks for may be longer."""
 _DEFAULT_STEPS = 28
 """Of the protocol, for requests that leave the steps to the service."""
 
@@ -41,6 +42,18 @@ class Watch:
         self._follower = Follower(session, check)
         self._collector = Collector(session, check, self.started_at)
         self._submitted: Counter[str] = Counter()
+        self._runs: dict[int, JobRun] = {}
+        self.partial: Callable[[], CheckReport] | None = None
+        """How the check reports what it has when it is interrupted, if not with `runs`."""
+
+    @property
+    def runs(self) -> tuple[JobRun, ...]:
+        """Every job that was submitted and not forgotten, in order of time."""
+        return tuple(self._runs.values())
+
+    def forget(self, run: JobRun) -> None:
+        """Let go of a job of which the check keeps what it needs."""
+        self._runs.pop(id(run), None)
 
     def now_s(self) -> float:
         """Seconds since the check began."""
@@ -68,19 +81,32 @@ class Watch:
         }
         return InferenceRequest.model_validate({key: value for key, value in values.items() if value is not None})
 
-    async def submit(self, request: InferenceRequest, *, label: str = "", idempotency_key: str | None = None) -> JobRun:
-        """Submit the job once; a service that is busy is asked again under the same key, within the base budget."""
+    async def submit(
+        self,
+        request: InferenceRequest,
+        *,
+        label: str = "",
+        idempotency_key: str | None = None,
+        jobs_ahead: int = 0,
+    ) -> JobRun:
+        """Submit the job once; a service that is busy is asked again under the same key.
+
+        That goes on for as long as this job and `jobs_ahead` others like it may take: with a bounded queue the last
+        of many is rightly taken only when those before it have ended.
+        """
         run = JobRun(label, request)
+        self._runs[id(run)] = run
         if request.job_id is not None and self._submitted[request.job_id]:
             run.earlier_entries = len(await self.session.inbox.entries_for(request.job_id))
         submitted_s = self.now_s()
-        run.answer = await self._answer(run, idempotency_key or uuid4().hex)
+        key = idempotency_key or uuid4().hex
+        run.answer, took_s = await self._answer(run, key, self.budget_s(request, jobs_ahead))
         run.trace = JobTrace(
             job_id=run.answer.job_id if run.answer else request.job_id or "",
             label=label,
             request=request.model_dump(mode="json", exclude_unset=True, exclude={"callback_secret"}),
             submitted_s=submitted_s,
-            submit_took_s=self.now_s() - submitted_s,
+            submit_took_s=took_s,
             accepted=run.answer is not None,
         )
         if run.accepted:
@@ -91,7 +117,7 @@ class Watch:
         return run
 
     async def follow(self, run: JobRun, *, jobs_ahead: int = 0) -> None:
-        """Poll the job to its end, and demand that it is completed and that its callback was delivered."""
+        """Poll the job to its end, and demand that it is completed."""
         await self.await_final(run, jobs_ahead=jobs_ahead)
         status = run.status
         if status is None or not status.is_final:
@@ -99,9 +125,6 @@ class Watch:
         if status.status is not JobState.COMPLETED:
             why = ": ".join(word for word in (status.error_code, status.error) if word) or "no error was given"
             run.found(Fault.FAILED_JOB, f"The job ended as {status.status} ({why}).")
-        report = status.callback
-        if run.request.callback_url and report is not None and not callbacks.is_pending(report):
-            run.findings += callbacks.section_faults(run.job_id, status, report)
 
     async def await_final(self, run: JobRun, *, jobs_ahead: int = 0) -> None:
         """Poll the job to its end, whatever that is, and demand only that its record stays readable and whole."""
@@ -133,6 +156,10 @@ class Watch:
             jobs_ahead,
         )
 
+    def rendering_s(self, request: InferenceRequest) -> float:
+        """Return the part of the budget that the job's own rendering has, in seconds."""
+        return self.budget_s(request, 1) - self.budget_s(request)
+
     async def collect(self, run: JobRun, *, callback: bool = True) -> None:
         """Wait for the job's callback, fetch its picture, and compare and check what came.
 
@@ -145,6 +172,7 @@ class Watch:
                 await self._collector.callbacks(run, status)
             if status.status is JobState.COMPLETED:
                 await self._collector.pictures(run, status)
+            await self._follower.must_stay_final(run, status)
         self.session.progress.job_ended(self.check, run.job_id, good=run.good)
 
     async def collect_callbacks(self, run: JobRun) -> None:
@@ -178,6 +206,8 @@ class Watch:
         note: str | None = None,
     ) -> CheckReport:
         """Make the check's report: failed if there is any finding, with the latencies of its jobs."""
+        for run in runs:
+            self.session.seen.note(run)
         everything = (*findings, *(finding for run in runs for finding in run.findings))
         traces = tuple(run.trace for run in runs if run.trace is not None)
         return CheckReport(
@@ -192,23 +222,29 @@ class Watch:
             note=note,
         )
 
-    async def _answer(self, run: JobRun, key: str) -> SubmitAnswer | None:
-        deadline = time.monotonic() + self.session.budgets.base_s
+    async def _answer(self, run: JobRun, key: str, budget_s: float) -> tuple[SubmitAnswer | None, float]:
+        """Return the answer and what the last call took, pauses for a busy service left out."""
+        deadline = time.monotonic() + budget_s
         pause_s = FIRST_BUSY_PAUSE_S
         while True:
+            asked_s = self.now_s()
             try:
-                return await self.session.client.submit(run.request, idempotency_key=key)
+                # An older service ignores the key; then only an id of the kit's own keeps a repeat from being a job.
+                repeat = run.request.job_id is not None
+                answer = await self.session.client.submit(run.request, idempotency_key=key, repeat=repeat)
+                return answer, self.now_s() - asked_s
             except ServiceBusyError as error:
+                left_s = deadline - time.monotonic()
+                if left_s <= 0 or (error.retry_after_s or 0.0) > left_s:
+                    sentence = f"The service was busy, and {budget_s:.0f} s were allowed for the submit. {error}"
+                    run.found(Fault.REFUSED_SUBMIT, sentence)
+                    return None, self.now_s() - asked_s
                 # Not accepted, so sending it again under the same key makes one job.
-                wait_s = max(pause_s, error.retry_after_s or 0.0)
-                if time.monotonic() + wait_s > deadline:
-                    run.found(Fault.REFUSED_SUBMIT, f"The service was busy until the budget was used up. {error}")
-                    return None
-                await asyncio.sleep(wait_s)
-                pause_s *= 2
+                await asyncio.sleep(min(max(pause_s, error.retry_after_s or 0.0), left_s))
+                pause_s = min(2 * pause_s, LONGEST_BUSY_PAUSE_S)
             except ServiceError as error:
                 run.found(_submit_fault(error), str(error))
-                return None
+                return None, self.now_s() - asked_s
 
 
 def _submit_fault(error: ServiceError) -> Fault:

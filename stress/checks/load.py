@@ -37,7 +37,7 @@ async def check_rapid_concurrent(session: Session, jobs: int, *, references: Ref
             for index, prompt in zip(range(jobs), cycle(PROMPTS), strict=False)
         ]
         drawn = await references.prepare(watch, requests) if references else []
-        runs = await at_once(submit(watch, request) for request in expiring(watch, requests))
+        runs = await at_once(submit(watch, request, jobs_ahead=jobs) for request in expiring(watch, requests))
         await finish(watch, runs)
         await compare(runs, references)
         _print_concurrent(session, runs)
@@ -57,12 +57,12 @@ async def check_rapid_sequential(session: Session, jobs: int, *, references: Ref
         ]
         drawn = await references.prepare(watch, requests) if references else []
         runs = await at_once(
-            submit(watch, request, after_s=index * SEQUENTIAL_GAP_S)
+            submit(watch, request, after_s=index * SEQUENTIAL_GAP_S, jobs_ahead=jobs)
             for index, request in enumerate(expiring(watch, requests))
         )
         await finish(watch, runs)
         await compare(runs, references)
-        valid = sum(run.good and run.picture is not None for run in runs)
+        valid = sum(run.good and run.sha256 is not None for run in runs)
         session.progress.line(f"Valid: {valid}/{len(runs)}")
         session.progress.line(f"Invalid: {len(runs) - valid}/{len(runs)}")
         note = None if len(session.adapters) > 1 else "Base model only: no adapters were named to switch between."
@@ -75,7 +75,7 @@ def _print_concurrent(session: Session, runs: list[JobRun]) -> None:
     say = session.progress.line
     for run in runs:
         say(_picture_line(run))
-    pictured = [run for run in runs if run.picture is not None]
+    pictured = [run for run in runs if run.sha256 is not None]
     invalid = [run for run in pictured if _picture_fault(run) is not None]
     for line in (_RULE, "STRESS TEST RESULTS", _RULE, ""):
         say(line)
@@ -119,4 +119,4 @@ _OF_THE_PICTURE = frozenset(
 
 def _picture_fault(run: JobRun) -> tuple[Fault, str] | None:
     found = next((finding for finding in run.findings if finding.fault in _OF_THE_PICTURE), None)
-    return None if found is None or run.picture is None else (found.fault, found.sentence.removesuffix("."))
+    return None if found is None or run.sha256 is None else (found.fault, found.sentence.removesuffix("."))

@@ -1,7 +1,7 @@
 """Negative checks of jobs: ids in use, double submissions, cancellation, redelivery, results that are not there yet."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
@@ -25,6 +25,7 @@ LONG_STEPS = 100
 """The most that the protocol allows: long enough to be caught under way; the job is cancelled afterwards."""
 TOO_FAST = "The job was over before the check could catch it under way, so nothing can be said."
 _QUEUED_TRIES = 6
+_ABANDON_S = 2.0
 _SUBMISSIONS = 3
 
 
@@ -69,7 +70,7 @@ async def check_id_reuse(session: Session) -> CheckReport:
         if first.good:
             again = await watch.run(watch.request(seed=30, **CHEAP, job_id=first.job_id), label="again")
             runs.append(again)
-            if again.picture is not None and again.picture == first.picture:
+            if again.sha256 is not None and again.sha256 == first.sha256:
                 again.found(Fault.STALE_PICTURE, "The new job got the picture of the earlier job with the same id.")
         return watch.report(name, title, runs)
 
@@ -139,14 +140,19 @@ async def check_cancel_queued(session: Session) -> CheckReport:
         await _must_offer_cancel(session)
         runs: list[JobRun] = []
         queued: JobRun | None = None
+        features = Features(cancel=True, redeliver=False)
         try:
             queued = await _queued_job(watch, runs)
             if queued is not None:
                 await _cancel_and_check(watch, queued)
+        except asyncio.CancelledError:
+            await _abandon(watch, runs, features)
+            runs = []
+            raise
         finally:
             for run in runs:
                 if run is not queued:
-                    await _end(watch, run, Features(cancel=True, redeliver=False))
+                    await _end(watch, run, features)
         if queued is None and all(run.good for run in runs):
             raise CheckSkipped(f"The service ran {_QUEUED_TRIES} jobs at once, so none was queued.")
         return watch.report(name, title, runs)
@@ -199,8 +205,22 @@ async def _live_job(watch: Watch, seed: int) -> AsyncIterator[JobRun]:
     run = await watch.submit(watch.request(seed=seed, num_inference_steps=steps))
     try:
         yield run
-    finally:
+    except asyncio.CancelledError:
+        await _abandon(watch, [run], features)
+        raise
+    except BaseException:
         await _end(watch, run, features)
+        raise
+    await _end(watch, run, features)
+
+
+async def _abandon(watch: Watch, runs: Iterable[JobRun], features: Features) -> None:
+    """Cancel the jobs without waiting for their end: who interrupts the kit does not want to wait."""
+    with suppress(ServiceError, TimeoutError):
+        async with asyncio.timeout(_ABANDON_S):
+            for run in runs:
+                if run.accepted and features.cancel:
+                    await watch.session.client.cancel(run.job_id)
 
 
 async def _end(watch: Watch, run: JobRun, features: Features) -> None:

@@ -2,10 +2,19 @@
 
 from datetime import datetime
 from enum import StrEnum
+from typing import Annotated, TypeAlias
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict
 
 from stress.wire import JobStatus
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
+
+
+Text: TypeAlias = Annotated[str, AfterValidator(_encodable)]
+"""A service's words. Half of a surrogate pair, which JSON can carry and no file can, becomes a question mark."""
 
 
 class Record(BaseModel):
@@ -56,8 +65,8 @@ class Finding(Record):
     """One thing that is wrong: which fault, with which job, and a sentence with what was seen and what was expected."""
 
     fault: Fault
-    sentence: str
-    job_id: str | None = None
+    sentence: Text
+    job_id: Text | None = None
 
 
 class PictureFacts(Record):
@@ -78,8 +87,8 @@ class PictureFacts(Record):
 class JobTrace(Record):
     """One job from submit to callback, as the kit saw it. Moments are seconds since the check began."""
 
-    job_id: str
-    label: str = ""
+    job_id: Text
+    label: Text = ""
     request: dict[str, object] = {}
     submitted_s: float
     submit_took_s: float
@@ -112,7 +121,7 @@ class CheckReport(Record):
     """Measured numbers by name; the name ends in its unit (`submit_p99_ms`, `jobs_per_s`)."""
     series: dict[str, tuple[tuple[float, float], ...]] = {}
     """Measured curves by name with unit, as (seconds since the check began, value)."""
-    note: str | None = None
+    note: Text | None = None
 
 
 class KitReport(Record):
@@ -121,8 +130,8 @@ class KitReport(Record):
     kit_version: str
     command: str
     service_url: str
-    service_name: str | None = None
-    service_version: str | None = None
+    service_name: Text | None = None
+    service_version: Text | None = None
     callback_base: str
     started_at: datetime
     seconds: float

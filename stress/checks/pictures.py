@@ -61,6 +61,8 @@ def thumbnail(data: bytes) -> str | None:
     small = io.BytesIO()
     try:
         with Image.open(io.BytesIO(data)) as image:
+            if not is_decodable(image.size):
+                return None
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             image.convert("RGB").save(small, "JPEG", quality=_THUMBNAIL_QUALITY)
     except Exception:  # noqa: BLE001 - a decoder fed with a stranger's bytes raises anything

@@ -11,23 +11,11 @@ from pydantic import ValidationError
 from stress.checks.job_run import JobRun
 from stress.checks.jobs import Watch
 from stress.checks.outcome import Fault, Record
+from stress.checks.seen import DRAWN_FIELDS, key_of
 from stress.checks.session import Session
 from stress.errors import ServiceError
 from stress.picture_comparison import Fingerprint, fingerprint
 from stress.wire import InferenceRequest
-
-_DRAWN = (
-    "prompt",
-    "negative_prompt",
-    "model",
-    "lora_path",
-    "width",
-    "height",
-    "num_inference_steps",
-    "guidance_scale",
-    "seed",
-)
-"""What decides about a picture; the rest of a request says where it goes."""
 
 
 class Reference(Record):
@@ -97,11 +85,12 @@ class References:
 
     async def _draw(self, watch: Watch, key: str, request: InferenceRequest) -> JobRun:
         label = f"reference {request.seed}"
-        fields = request.model_dump(exclude_unset=True, include=set(_DRAWN) - {"seed"})
+        fields = request.model_dump(exclude_unset=True, include=set(DRAWN_FIELDS) - {"seed"})
         run = await watch.run(watch.request(seed=request.seed or 0, label=label, **fields), label=label)
-        if run.picture is None or run.trace is None or run.trace.picture is None or not run.trace.picture.valid:
+        picture = run.picture
+        if picture is None or run.trace is None or run.trace.picture is None or not run.trace.picture.valid:
             return run
-        sha256 = hashlib.sha256(run.picture).hexdigest()
+        sha256 = run.trace.picture.sha256
         known = next((known for known in self._known.values() if known.sha256 == sha256), None)
         if known is not None:
             run.found(
@@ -113,11 +102,9 @@ class References:
         determinism = run.status.determinism if run.status else None
         path = await self._path(watch.session, key)
         reference = Reference(key=key, job_id=run.job_id, sha256=sha256, determinism=determinism, path=path)
-        await asyncio.to_thread(_write, reference, run.picture)
+        await asyncio.to_thread(_write, reference, picture)
         self._known[key] = reference
-        # The file has it: of hundreds of references none needs to stay in memory.
-        run.picture = None
-        run.downloads.clear()
+        run.release()
         return run
 
     async def _is_known(self, watch: Watch, key: str) -> bool:
@@ -139,12 +126,6 @@ class References:
         except ServiceError:
             return self._service
         return f"{self._service} {info.name} {info.version}"
-
-
-def key_of(request: InferenceRequest) -> str:
-    """Return what decides about the picture of this request, as JSON; no adapter is the same as an empty one."""
-    fields = request.model_dump(mode="json", exclude_none=True, include=set(_DRAWN))
-    return json.dumps({name: value for name, value in fields.items() if value != ""}, sort_keys=True)
 
 
 def _write(reference: Reference, picture: bytes) -> None:

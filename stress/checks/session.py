@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from stress.checks.outcome import CheckReport
+from stress.checks.seen import SeenPictures
 from stress.client import AsyncDarkroomClient
 from stress.receiver.entries import CallbackEntry
 from stress.wire import JobStatus
@@ -99,3 +100,6 @@ class Session:
     """Values of `lora_path` that the checks cycle through; "" is the base model."""
     job_timeout_s: float | None = None
     """The service's limit for the rendering of one job, where its operator has set one short enough to be reached."""
+    seen: SeenPictures = field(default_factory=SeenPictures)
+    interrupted: list[CheckReport] = field(default_factory=list)
+    """Reports of checks that were cancelled: what they had found until then."""

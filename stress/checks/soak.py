@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count, cycle
@@ -30,7 +31,9 @@ MEMORY_SAMPLES = 400
 MIN_SAMPLE_INTERVAL_S = 0.25
 SHOWN_POINTS = 500
 SHOWN_JOBS = 100
-"""Jobs in the report, those with findings first; the figures are of all."""
+"""Good jobs in the report; the figures are of all."""
+SHOWN_TROUBLED_JOBS = 1000
+"""Jobs with findings that are in the report and whose pictures are kept; their findings are of all."""
 _MIB = 1024 * 1024
 
 
@@ -59,6 +62,24 @@ async def check_soak(
 
     async def body(watch: Watch) -> CheckReport:
         soak = _Soak(watch, max_in_flight)
+
+        def report() -> CheckReport:
+            findings = [*soak.findings, *soak.left_out(), *_growing(soak.curves, latency_allowance, memory_allowance)]
+            note = (
+                None
+                if soak.curves["memory_mib"]
+                else "Memory was not measured: the service states none. Name its processes or its page of metrics."
+            )
+            made = watch.report("soak", title, [], findings=findings, figures=soak.figures(), note=note)
+            series = {name: _shown(curve) for name, curve in soak.curves.items() if curve}
+            return made.model_copy(update={"jobs": soak.shown_jobs(), "series": series})
+
+        def partial() -> CheckReport:
+            for run in watch.runs:
+                soak.keep(run)
+            return report()
+
+        watch.partial = partial
         source = memory or HealthMemory(session.client)
         sampling = asyncio.create_task(soak.sample(source, max(duration_s / MEMORY_SAMPLES, MIN_SAMPLE_INTERVAL_S)))
         try:
@@ -70,20 +91,8 @@ async def check_soak(
         await asyncio.sleep(session.budgets.quiet_s)
         late = surplus({trace.job_id: [trace] for trace in soak.traces}, await session.inbox.entries())
         known = {(finding.fault, finding.job_id) for finding in soak.findings}
-        findings = [
-            *soak.findings,
-            *(finding for finding in late if (finding.fault, finding.job_id) not in known),
-            *soak.left_out(),
-            *_growing(soak.curves, latency_allowance, memory_allowance),
-        ]
-        note = (
-            None
-            if soak.curves["memory_mib"]
-            else ("Memory was not measured: the service states none. Name its processes or its page of metrics.")
-        )
-        report = watch.report("soak", title, [], findings=findings, figures=soak.figures(), note=note)
-        series = {name: _shown(curve) for name, curve in soak.curves.items() if curve}
-        return report.model_copy(update={"jobs": soak.shown_jobs(), "series": series})
+        soak.findings += [finding for finding in late if (finding.fault, finding.job_id) not in known]
+        return report()
 
     return await guarded(session, "soak", title, max(round(rate_per_s * duration_s), 1), body)
 
@@ -93,6 +102,9 @@ class _Soak:
     watch: Watch
     max_in_flight: int
     traces: list[JobTrace] = field(default_factory=list)
+    shown: list[JobTrace] = field(default_factory=list)
+    kept: Counter[bool] = field(default_factory=Counter)
+    """How many good jobs (True) and jobs with findings (False) there were."""
     findings: list[Finding] = field(default_factory=list)
     in_flight: int = 0
     most_in_flight: int = 0
@@ -134,23 +146,28 @@ class _Soak:
         try:
             ahead = self.in_flight
             request = self.watch.request(seed=SOAK_SEED + number, label=f"{number}", prompt=prompt)
-            run = await self.watch.submit(request, label=f"seed {request.seed}")
+            run = await self.watch.submit(request, label=f"seed {request.seed}", jobs_ahead=ahead)
             await self.watch.follow(run, jobs_ahead=ahead)
             await self.watch.collect(run)
-            self._keep(run)
+            self.keep(run)
         finally:
             self.in_flight -= 1
 
-    def _keep(self, run: JobRun) -> None:
-        """Keep what the report needs: a soak for a night must not fill memory and disk with good pictures."""
+    def keep(self, run: JobRun) -> None:
+        """Keep what the report needs: a soak for a night must not fill memory and disk with pictures."""
+        self.watch.forget(run)
+        self.watch.session.seen.note(run)
         trace = run.trace
         if trace is None:
             return
         self.findings += run.findings
-        if run.good and trace.picture is not None and len(self.traces) >= SHOWN_JOBS:
-            if trace.picture.path is not None:
+        self.kept[run.good] += 1
+        if self.kept[run.good] > (SHOWN_JOBS if run.good else SHOWN_TROUBLED_JOBS):
+            if trace.picture is not None and trace.picture.path is not None:
                 Path(trace.picture.path).unlink(missing_ok=True)
             trace = trace.model_copy(update={"picture": None, "status": None, "request": {}})
+        else:
+            self.shown.append(trace)
         self.traces.append(trace)
         at_s = trace.submitted_s
         if trace.accepted:
@@ -173,10 +190,12 @@ class _Soak:
     def figures(self) -> dict[str, float]:
         """Return the figures of all jobs, whether they are shown or not."""
         failed = {finding.job_id for finding in self.findings}
+        final = sum(trace.final_s is not None for trace in self.traces)
         figures = {
             **latencies(self.traces),
             **rate(self.traces),
             "jobs_due": float(self.due),
+            "jobs_final": float(final),
             "jobs_left_out": float(self.omitted),
             "jobs_with_findings": float(len(failed)),
             "most_jobs_open": float(self.most_in_flight),
@@ -189,10 +208,11 @@ class _Soak:
         return figures
 
     def shown_jobs(self) -> tuple[JobTrace, ...]:
-        """Return a bounded number of jobs, those with findings first, in order of time."""
-        troubled = {finding.job_id for finding in self.findings}
-        chosen = sorted(self.traces, key=lambda trace: trace.job_id not in troubled)[:SHOWN_JOBS]
-        return tuple(sorted(chosen, key=lambda trace: trace.submitted_s))
+        """Return a bounded number of jobs, in order of time."""
+        there = {trace.job_id for trace in self.shown}
+        late = {finding.job_id for finding in self.findings} - there
+        added = [trace for trace in self.traces if trace.job_id in late][: SHOWN_TROUBLED_JOBS - self.kept[False]]
+        return tuple(sorted([*self.shown, *added], key=lambda trace: trace.submitted_s))
 
 
 def _growing(curves: Mapping[str, Curve], latency: Allowance, memory: Allowance) -> Iterable[Finding]:

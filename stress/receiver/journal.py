@@ -8,10 +8,11 @@ from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from stress.errors import BackgroundServerError
 from stress.receiver.entries import CallbackEntry, Refusal
+from stress.receiver.pictures import plain_name
 
 JOURNAL_NAME = "callbacks.jsonl"
 
@@ -25,6 +26,14 @@ class _Line(BaseModel):
 
     callback: CallbackEntry | None = None
     refusal: Refusal | None = None
+
+    @field_validator("callback")
+    @classmethod
+    def _of_a_plain_name(cls, callback: CallbackEntry | None) -> CallbackEntry | None:
+        # The id names a file; whoever wrote the line, it must not name one elsewhere.
+        if callback is not None:
+            plain_name(callback.job_id)
+        return callback
 
 
 class Journal:

@@ -23,8 +23,10 @@ from stress.checks.outcome import CheckReport, KitReport, Verdict
 from stress.reports import words
 from stress.wire import JobState, JobStatus
 
-# A service's words must not steer the terminal: C0 and C1 control characters, line breaks and tabs excepted.
-_CONTROLS = {code: "\ufffd" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+# A service's words must not steer the terminal: C0 and C1 control characters (line breaks and tabs excepted), and
+# those that turn the direction of writing.
+_STEERING = (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROLS = {code: "\ufffd" for code in _STEERING if chr(code) not in "\n\t"}
 
 PIPE_WIDTH = 160
 
@@ -155,9 +157,10 @@ def plain(text: str) -> str:
 
 
 def print_line(text: str = "") -> None:
-    """Write a line to standard output at once, so that it is seen through a pipe too."""
+    """Write one line to standard output at once, so that it is seen through a pipe too."""
     encoding = sys.stdout.encoding or "utf-8"
-    shown = plain(text).encode(encoding, "replace").decode(encoding)
+    # A service's words must not pass for further lines of the report.
+    shown = plain(text).replace("\n", " ").encode(encoding, "replace").decode(encoding)
     sys.stdout.write(f"{shown}\n")
     sys.stdout.flush()
 

@@ -160,14 +160,15 @@ function figures(all) {
   const kept = callbacks.filter((item) => item.saved_path);
   const checks = kept.map((item) => state.checks.get(item.sha256)).filter(Boolean);
   const whole = checks.filter((check) => check.valid).length;
-  const bad = callbacks.filter((item) => problemsOf(item, state.checks.get(item.sha256)).some(([, tone]) => tone === "bad"));
+  const wrong = callbacks.map((item) => problemsOf(item, state.checks.get(item.sha256))).filter((found) => found.length);
+  const tone = wrong.flat().some(([, tone]) => tone === "bad") ? "bad" : "odd";
   const lags = callbacks.map((item) => item.seconds_after_completion).filter((lag) => typeof lag === "number");
   lags.sort((a, b) => a - b);
   const rank = (share) => lags[Math.max(0, Math.ceil(lags.length * share) - 1)];
   figure("callbacks", state.total, "");
   figure("jobs", new Set(callbacks.map((item) => item.job_id)).size, "");
   figure("pictures", whole, kept.length ? ` of ${kept.length}` : "");
-  figure("problems", bad.length, "", bad.length ? "bad" : "");
+  figure("problems", wrong.length, "", wrong.length ? tone : "");
   figure("refused", state.refusals, "", state.refusals ? "odd" : "");
   figure("lag", lags.length ? duration(rank(0.5)) : "\u2013", lags.length > 1 ? ` 95 %: ${duration(rank(0.95))}` : "");
   const statuses = [...new Set(callbacks.map((item) => item.status))].sort();

@@ -74,15 +74,21 @@ def amounts(settings: KitSettings, service: Service) -> Amounts:
 
 
 @pytest.fixture(scope="session")
-def receiver(settings: KitSettings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CallbackServer | None]:
-    """The receiver that the session starts; None if one runs elsewhere."""
+def receiver(
+    settings: KitSettings, service: Service, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CallbackServer | None]:
+    """The receiver that the session starts; None if one runs elsewhere.
+
+    It has the port of the base URL, which others may have let through a firewall; the session's own application,
+    on this machine, takes any.
+    """
     if settings.use_external_callback:
         yield None
         return
     base = settings.callback_base_url
     server = CallbackServer(
         settings.callback_bind_host or host_of(base),
-        port_of(base) if settings.names_a_receiver else 0,
+        0 if _is_anywhere(settings, service) else port_of(base),
         secret=settings.callback_secret,
         storage=tmp_path_factory.mktemp("callbacks"),
     )
@@ -91,10 +97,10 @@ def receiver(settings: KitSettings, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-async def inbox(settings: KitSettings, receiver: CallbackServer | None) -> AsyncIterator[Inbox]:
+async def inbox(settings: KitSettings, service: Service, receiver: CallbackServer | None) -> AsyncIterator[Inbox]:
     base = settings.callback_base_url
     if receiver is not None:
-        yield LocalInbox(receiver, base if settings.names_a_receiver else None)
+        yield LocalInbox(receiver, None if _is_anywhere(settings, service) else base)
         return
     async with RemoteInbox(base) as remote:
         try:
@@ -133,6 +139,10 @@ def demand_passed(report: CheckReport) -> None:
         pytest.skip(report.note or report.title)
     found = [f"{finding.fault}: {finding.sentence} (job {finding.job_id})" for finding in report.findings]
     assert not found, "\n".join([f"{report.title}: {len(found)} finding(s)", *found])
+
+
+def _is_anywhere(settings: KitSettings, service: Service) -> bool:
+    return service.own and not settings.names_a_receiver
 
 
 async def _problem_of(url: str) -> EnvironmentProblem | None:

@@ -10,7 +10,7 @@ from stress.kit_settings import KitSettings
 from stress.wire import InferenceRequest
 from tests.e2e.async_inference.conftest import Service, demand_passed
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.e2e]
 
 
 async def test_async_inference_callback(

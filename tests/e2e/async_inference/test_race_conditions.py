@@ -9,7 +9,7 @@ from stress.checks.session import Session
 from stress.kit_settings import KitSettings
 from tests.e2e.async_inference.conftest import Amounts, demand_passed
 
-pytestmark = pytest.mark.serve
+pytestmark = [pytest.mark.serve, pytest.mark.e2e, pytest.mark.slow]
 
 
 async def test_rapid_concurrent_inference(session: Session, amounts: Amounts, references: References) -> None:

@@ -1,3 +1,4 @@
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -73,6 +74,14 @@ async def test_only_the_named_jobs_callbacks_are_treated_badly(
     assert await inbox.misbehave("b", redirect_to="/elsewhere")
     answers = [await send(receiver, job_id) for job_id in ("c", "b", "a", "a")]
     assert answers == [200, 307, 503, 200]
+
+
+async def test_checks_that_run_beside_each_other_do_not_undo_each_others_misbehaviour(
+    receiver: CallbackServer, remote: RemoteInbox
+) -> None:
+    jobs = [f"job-{number}" for number in range(20)]
+    assert all(await asyncio.gather(*(remote.misbehave(job_id, answer_status=503) for job_id in jobs)))
+    assert [await send(receiver, job_id, picture=None) for job_id in jobs] == [503] * len(jobs)
 
 
 async def test_a_receiver_of_another_make_gives_its_entries_and_no_more() -> None:

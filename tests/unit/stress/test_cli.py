@@ -237,8 +237,17 @@ def test_a_receiver_elsewhere_is_used_when_told(service: FaultyService, tmp_path
     [
         (("run", "--only", "protokoll"), "There are: protocol,"),
         (("run", "--only", "protocol", "--skip", "protocol"), "leave no check"),
-        (("run", "--header", "Bearer"), "no colon"),
+        (("run", "--header", "Bearer"), "Write it as 'Name: value'"),
+        (("run", "--header", "A: b\r\nC: d"), "on one line"),
+        (("run", "--header", "Ä: x"), "in ASCII"),
+        (("run", "--header", "A: \N{SNOWMAN}"), "in ASCII"),
+        (("run", "--header", "A B: x"), "cannot be sent"),
+        (("run", "--prompt", " "), "--prompt is empty"),
+        (("run", "--prompt", "a \udcff star"), "no UTF-8"),
         (("run", "--miner-url", "localhost:8091"), "no base URL"),
+        (("run", "--miner-url", "http://host:99999"), "ASYNC_MINER_URL: Port out of range"),
+        (("run", "--miner-url", "http://user:s3cret@host"), "must not hold credentials"),
+        (("run", "--json", "-"), "Name a file"),
         (("run", "--json", "/proc/no/report.json"), "cannot be written"),
         (("run", "--steps", "many"), "Invalid value"),
         (("walk",), "No such command"),
@@ -248,6 +257,60 @@ def test_wrong_usage_exits_2_with_a_sentence(kit: Kit, arguments: tuple[str, ...
     result = CliRunner().invoke(app, list(arguments)) if arguments == ("walk",) else kit(*arguments)
     assert result.exit_code == 2
     assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "s3cret" not in result.stderr
+
+
+def test_a_folder_for_pictures_that_cannot_be_had_is_noticed_before_the_checks(
+    service: FaultyService, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with CallbackServer(secret="test-secret") as receiver:
+        flags = ("--no-auto-callback", "--callback-base", receiver.url, "--pictures", str(tmp_path / "file" / "folder"))
+        result = CliRunner().invoke(app, ["--miner-url", service.url, "--only", "protocol", *flags, *SMALL])
+    assert result.exit_code == 2
+    assert "another folder for --pictures" in result.stderr
+    assert service.submissions == 0
+
+
+def test_a_kit_that_could_not_begin_leaves_no_empty_report(kit: Kit, base: str, tmp_path: Path) -> None:
+    earlier = tmp_path / "earlier.html"
+    earlier.write_text("earlier")
+    flags = ("--json", str(tmp_path / "new.json"), "--html", str(earlier))
+    assert kit("--miner-url", f"http://127.0.0.1:{base.rsplit(':', 1)[1]}", *flags).exit_code == 2
+    assert not (tmp_path / "new.json").exists()
+    assert earlier.read_text() == "earlier"
+
+
+def test_a_report_that_cannot_be_written_at_the_end_takes_nothing_with_it_but_the_exit_code(
+    kit: Kit, service: FaultyService, tmp_path: Path
+) -> None:
+    # Writing to this device fails with "no space left"; opening it does not.
+    flags = ("--only", "unknown-id", "--json", "/dev/full", "--html", str(tmp_path / "kit.html"))
+    result = kit("--miner-url", service.url, *flags, *SMALL)
+    assert result.exit_code == 2
+    assert "/dev/full could not be written" in result.stderr
+    assert "- Passed: 1" in result.stdout
+    assert "The check passed" in (tmp_path / "kit.html").read_text()
+
+
+def test_half_a_character_in_an_answer_costs_no_report_and_forges_no_line(kit: Kit, tmp_path: Path) -> None:
+    body = rb'{"detail": "\ud800 broken\n- Passed: 99"}'
+
+    async def answer(request: Request) -> Response:
+        if request.method == "POST":
+            return Response(body, 500, media_type="application/json")
+        return JSONResponse({"name": "x", "version": "1", "status": "healthy"})
+
+    routes = [Route(path, answer, methods=["GET", "POST"]) for path in ("/", "/health", "/inference")]
+    reports = {name: tmp_path / f"kit.{name}" for name in ("json", "junit", "html")}
+    flags = [word for name, path in reports.items() for word in (f"--{name}", str(path))]
+    with BackgroundServer(Starlette(routes=routes), probe_path="/health") as server:
+        result = kit("--miner-url", server.url, "--only", "protocol", *flags, *SMALL)
+    assert result.exit_code == 1, result.stderr
+    assert [line for line in result.stdout.splitlines() if line.startswith("- Passed")] == ["- Passed: 0"]
+    for path in reports.values():
+        assert "broken" in path.read_text(encoding="utf-8")
 
 
 def test_a_variable_that_is_no_number_exits_2_and_is_named(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """The page that a validator sends to an operator, in a real browser."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from sample_reports import HOSTILE, sample_report
 
 from stress.checks.outcome import KitReport, Verdict
 from stress.reports.html import MAX_JOBS_SHOWN, render_html, write_html
+from stress.wire import JobState
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -42,6 +44,30 @@ def test_a_report_without_checks_or_jobs_is_a_page_too() -> None:
     assert "Nothing was checked" in render_html(skipped)
     passed = report.model_copy(update={"checks": report.checks[:1]})
     assert "What is wrong" not in render_html(passed)
+
+
+def test_jobs_that_were_to_fail_count_as_expected() -> None:
+    report = sample_report()
+    protocol = report.checks[0]
+    (job,) = protocol.jobs
+    assert job.status is not None
+    cancelled = job.model_copy(update={"status": job.status.model_copy(update={"status": JobState.FAILED})})
+    refused = job.model_copy(update={"status": None, "accepted": False})
+    check = protocol.model_copy(update={"jobs": (job, cancelled, refused)})
+    page = render_html(report.model_copy(update={"checks": (check,)}))
+    assert "<b>3 / 3</b><span>jobs as expected, 1 completed</span>" in page
+    failed = render_html(report)
+    assert "<b>11 / 13</b><span>jobs as expected, 13 completed</span>" in failed
+
+
+def test_what_was_measured_once_is_one_figure() -> None:
+    report = sample_report()
+    figures = {"jobs": 1.0, "jobs_accepted": 1.0, "final_p50_s": 5.31, "final_p99_s": 5.31}
+    once = report.checks[0].model_copy(update={"figures": figures})
+    page = render_html(report.model_copy(update={"checks": (once,)}))
+    assert re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page) == [("final", "5.31 s")]
+    many = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", render_html(report)))
+    assert (many["final p50"], many["final p99"]) == ("21.4 s", "44 s")
 
 
 def test_an_interrupted_report_says_so_first() -> None:

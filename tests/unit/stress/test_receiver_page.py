@@ -159,6 +159,8 @@ def test_verdicts_are_shown_and_filtered(open_page: Any, receiver: CallbackServe
         expect_rows(page, count)
         return [str(name) for name in page.locator("tr.row .job").all_text_contents()]
 
+    shows(page, "#figure-problems", "4")
+    shows(page, "#figure-refused", "1")
     page.get_by_label("Only problems").check()
     assert left(5) == ["a/b", "twice", "failed", "guessed", "partial"]
     page.get_by_role("button", name="Show all").click()
@@ -167,6 +169,7 @@ def test_verdicts_are_shown_and_filtered(open_page: Any, receiver: CallbackServe
         ("verdict", "secret", ["guessed"]),
         ("verdict", "picture", ["partial"]),
         ("verdict", "refused", ["a/b"]),
+        ("verdict", "error", ["failed"]),
         ("kind", "duplicate", ["twice"]),
         ("status", "failed", ["failed"]),
     ):

@@ -37,6 +37,22 @@ def test_kept_records_are_there_after_a_restart(tmp_path: Path) -> None:
     assert again.picture(again.entries()[0]) == png()
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_journal_with_garbage_in_it_stops_no_receiver_and_names_no_file_elsewhere(tmp_path: Path, keep: bool) -> None:
+    folder, stranger = tmp_path / "receiver", tmp_path / "x.png"
+    stranger.write_bytes(b"mine")
+    with CallbackServer(storage=folder, keep=True) as server:
+        post(server, picture=png())
+    journal = folder / "callbacks.jsonl"
+    whole = journal.read_bytes()
+    elsewhere = [whole.replace(b'"job-1"', name) for name in (b'"../../x"', b'"' + b"x" * 300 + b'"')]
+    garbage = b"\xff\x00\nnull\n123\n{}\n" + b"[" * 5000 + b"\n"
+    journal.write_bytes(garbage + b"".join(elsewhere) + whole)
+    with CallbackServer(storage=folder, keep=keep) as again:
+        assert [entry.job_id for entry in again.entries()] == (["job-1"] if keep else [])
+    assert stranger.read_bytes() == b"mine"
+
+
 def test_a_wait_ends_with_a_callback_of_an_earlier_run(tmp_path: Path) -> None:
     with CallbackServer(storage=tmp_path, keep=True) as server:
         post(server)

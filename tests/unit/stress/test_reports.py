@@ -70,8 +70,8 @@ def test_the_table_names_every_check_with_its_first_finding(capsys: pytest.Captu
 
 
 def test_a_line_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    print_line("💬 Message: \x1b]0;owned\x07 \x9b31m ok")
-    assert capsys.readouterr().out == "💬 Message: \ufffd]0;owned\ufffd \ufffd31m ok\n"
+    print_line("💬 Message: \x1b]0;owned\x07 \x9b31m \u202eko")
+    assert capsys.readouterr().out == "💬 Message: \ufffd]0;owned\ufffd \ufffd31m \ufffdko\n"
 
 
 def test_without_a_terminal_progress_writes_lines_only(capsys: pytest.CaptureFixture[str]) -> None:

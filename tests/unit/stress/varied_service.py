@@ -1,0 +1,112 @@
+"""The faulty service with variations of its flaws, each of which a kit that looks less closely would miss."""
+
+import asyncio
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+from uuid import uuid4
+
+import httpx
+from fastapi import HTTPException, Request, Response
+from faulty_service import FaultyService
+from faulty_work import Courier, draw
+from flaws import Flaw, Job
+
+
+class Variation(StrEnum):
+    """What the service does; the last three are right."""
+
+    FLAPS_BACK = "flaps_back"
+    FORGETS_FINAL_JOBS = "forgets_final_jobs"
+    SHOWS_ANOTHER_REQUEST = "shows_another_request"
+    WRONG_DOWNLOAD = "wrong_download"
+    DELIVERED_TWICE = "delivered_twice"
+    OTHER_PICTURE_IN_REPEAT = "other_picture_in_repeat"
+    NO_CALLBACK_OF_FAILED_JOBS = "no_callback_of_failed_jobs"
+    NO_CALLBACK_OF_EVERY_SECOND_JOB = "no_callback_of_every_second_job"
+    ID_UNDER_ONE_NAME = "id_under_one_name"
+    SHOWS_REQUEST = "shows_request"
+    BOUNDED_QUEUE = "bounded_queue"
+
+
+class VariedCourier(Courier):
+    def __init__(self, variation: Variation, complete: bool) -> None:
+        super().__init__(Flaw.NONE, complete, retry_s=0.1)
+        self._variation = variation
+        self._jobs = 0
+        self._late: set[asyncio.Task[Any]] = set()
+
+    async def deliver(self, job: Job) -> None:
+        if self._variation is Variation.NO_CALLBACK_OF_FAILED_JOBS and job.status != "completed":
+            job.callback = {"status": "skipped", "reason": "no_picture", "payload_status": "failed"}
+            job.settled.set()
+            return
+        await super().deliver(job)
+
+    async def _post(self, job: Job) -> httpx.Response:
+        self._jobs += 1
+        if self._variation is Variation.NO_CALLBACK_OF_EVERY_SECOND_JOB and self._jobs % 2 == 0:
+            return httpx.Response(200)
+        answer = await super()._post(job)
+        match self._variation:
+            case Variation.DELIVERED_TWICE:
+                self._send_late(replace(job, webhook_id=f"msg_{uuid4().hex}"))
+            case Variation.OTHER_PICTURE_IN_REPEAT:
+                other = draw(job.asked.model_copy(update={"seed": job.asked.seed + 1}))
+                self._send_late(replace(job, picture=other, attempts=job.attempts + 1))
+        return answer
+
+    def _send_late(self, job: Job) -> None:
+        async def send() -> None:
+            # The job counts as delivered by then, and the kit has seen its first callback.
+            await asyncio.sleep(0.1)
+            await super(VariedCourier, self)._post(job)
+
+        self._late.add(asyncio.create_task(send()))
+
+
+class VariedService(FaultyService):
+    """As its base class, with at most `queue` open jobs where its queue is bounded."""
+
+    def __init__(self, variation: Variation, *, complete: bool = True, queue: int = 2, **options: Any) -> None:
+        super().__init__(complete=complete, **options)
+        self.variation = variation
+        self._courier = VariedCourier(variation, complete)
+        self._queue = queue
+        self._seen_final: set[str] = set()
+
+    async def _submit(self, request: Request, idempotency_key: str | None = None) -> dict[str, Any]:
+        waiting = sum(not job.settled.is_set() for job in self._registry.jobs.values())
+        if self.variation is Variation.BOUNDED_QUEUE and waiting >= self._queue:
+            raise HTTPException(429, "The queue is full.")
+        return await super()._submit(request, request.headers.get("idempotency-key"))
+
+    async def _status(self, job_id: str, wait: float = 0.0) -> dict[str, Any]:
+        record = await super()._status(job_id, wait)
+        if job_id in self._seen_final and self.variation is Variation.FLAPS_BACK:
+            return record | {"status": "processing"}
+        if job_id in self._seen_final and self.variation is Variation.FORGETS_FINAL_JOBS:
+            raise HTTPException(404, "There is no such job.")
+        if record["status"] in {"completed", "failed", "timeout"}:
+            self._seen_final.add(job_id)
+        return record
+
+    def _record(self, job: Job) -> dict[str, Any]:
+        record = super()._record(job)
+        match self.variation:
+            case Variation.ID_UNDER_ONE_NAME:
+                del record["job_id"]
+            case Variation.SHOWS_REQUEST:
+                record["request"] = job.asked.model_dump(mode="json", exclude={"callback_secret"})
+            case Variation.SHOWS_ANOTHER_REQUEST:
+                record["request"] = job.asked.model_dump(mode="json") | {"prompt": "of somebody else"}
+        return record
+
+    async def _picture(self, job_id: str) -> Response:
+        answer = await super()._picture(job_id)
+        if self.variation is Variation.FORGETS_FINAL_JOBS:
+            raise HTTPException(404, "There is no such job.")
+        if self.variation is Variation.WRONG_DOWNLOAD:
+            asked = self._registry.find(job_id).asked
+            return Response(draw(asked.model_copy(update={"seed": asked.seed + 1})), media_type="image/png")
+        return answer
