@@ -60,7 +60,7 @@ class Acceptance:
         def show(accepted: tuple[JobView, bool]) -> JobView:
             view, fresh = accepted
             if fresh:
-                self._board.put(Entry(view, waiting_since=now))
+                self._board.put(Entry(view, waiting_since=now, waits_from=self._clock.steady()))
                 self._metrics.submitted(view.model)
                 _log.info("job accepted", extra={"job_id": view.job_id, "key": view.key, "seq": seq})
             entry = self._board.get(view.key)

@@ -20,12 +20,14 @@ CHANGES_KEPT = 8192
 class Entry:
     """An open job: what readers see, and what only the tracker knows.
 
-    `lease_until` is set while it is processing. `heard` is false from a recovery to the first report of its dispatcher:
+    `lease_until` (set while it is processing) and `waits_from` (for the limit of the queue) are moments of the steady
+    clock; `waiting_since` is the same moment for the row, of the wall clock. `heard` is false from a recovery to the first report of its dispatcher:
     until then nobody knows whether the attempt has begun.
     """
 
     view: JobView
     waiting_since: float
+    waits_from: float = 0.0
     holder: str | None = None
     claim_id: str | None = None
     lease_until: float = 0.0

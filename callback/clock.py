@@ -6,10 +6,14 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """Wall time, in seconds since the Unix epoch (UTC)."""
+    """Wall time for moments that others see or the store keeps, steady time for how long something took. Seconds."""
 
     def now(self) -> float:
-        """Return the present moment."""
+        """Return the present moment, in seconds since the Unix epoch (UTC). It jumps when the machine's clock is set."""
+        ...
+
+    def steady(self) -> float:
+        """Return a moment that only differences are taken of; nobody can set it."""
         ...
 
 
@@ -17,8 +21,12 @@ class SystemClock:
     """The machine's clock."""
 
     def now(self) -> float:
-        """Return the present moment."""
+        """Return the present moment, in seconds since the Unix epoch (UTC)."""
         return time.time()
+
+    def steady(self) -> float:
+        """Return a moment that only differences are taken of."""
+        return time.monotonic()
 
 
 def iso(moment: float) -> str:

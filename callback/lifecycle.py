@@ -83,8 +83,12 @@ class Lifecycle:
             open_jobs, last_seq = found
             self._acceptance.last_seq = max(self._acceptance.last_seq, last_seq)
             known = {entry.view.key: entry.view for entry in self._board}
-            lease_until = self._clock.now() + self._config.lease_s
-            self._board.replace_all([_entry_of(job, known.get(job.view.key), lease_until) for job in open_jobs])
+            now, steady = self._clock.now(), self._clock.steady()
+            entries = [_entry_of(job, known.get(job.view.key)) for job in open_jobs]
+            for entry in entries:
+                entry.waits_from = steady - max(0.0, now - entry.waiting_since)
+                entry.lease_until = steady + self._config.lease_s
+            self._board.replace_all(entries)
 
         await self._run(read, show)
 
@@ -137,13 +141,13 @@ class Lifecycle:
         if entry is None:
             return None
         entry.holder, entry.claim_id, entry.heard = command.holder, command.claim_id, True
-        entry.lease_until = self._clock.now() + self._config.lease_s
+        entry.lease_until = self._clock.steady() + self._config.lease_s
         return _claim_of(entry.view)
 
     async def renew(self, command: Renew) -> tuple[str, ...]:
         """Extend leases and show progress; returns the keys that this holder has lost. Leases live in memory only."""
         lost = []
-        until = self._clock.now() + self._config.lease_s
+        until = self._clock.steady() + self._config.lease_s
         for progress in command.progress:
             entry = self._board.get(progress.key)
             if entry is None or entry.view.attempt != progress.attempt or entry.view.state is not JobState.PROCESSING:
@@ -173,7 +177,8 @@ class Lifecycle:
         entry = self._board.get(key)
         started_at, now = _started_at(entry, attempt), self._clock.now()
         # A job whose rendering had begun has waited enough: its next wait has the whole limit again.
-        waiting_since = now if entry is None or started_at is not None or not entry.heard else entry.waiting_since
+        waits_anew = entry is None or started_at is not None or not entry.heard
+        waiting_since = now if entry is None or waits_anew else entry.waiting_since
 
         def work(tx: sa.Connection) -> Ended | JobView | None:
             view = job_rows.by_key(tx, key)
@@ -191,7 +196,7 @@ class Lifecycle:
             if outcome is None or outcome.attempt != attempt or outcome.state is JobState.PROCESSING:
                 return False
             if outcome.state is JobState.QUEUED:
-                self._show_release(outcome, reason, waiting_since)
+                self._show_release(outcome, reason, waiting_since, waits_anew=waits_anew)
             return True
 
         answer: bool = await self._run(work, show)
@@ -209,12 +214,14 @@ class Lifecycle:
             return Ending(JobState.FAILED, "attempts_exhausted", sentence)
         return None
 
-    def _show_release(self, view: JobView, reason: str, waiting_since: float) -> None:
+    def _show_release(self, view: JobView, reason: str, waiting_since: float, *, waits_anew: bool) -> None:
         entry = self._board.get(view.key)
         if entry is None or entry.view.state is not JobState.PROCESSING:
             return  # A repeated command: it is shown already.
         entry.holder = entry.claim_id = None
         entry.waiting_since = waiting_since
+        if waits_anew:
+            entry.waits_from = self._clock.steady()
         self._board.update(view.key, state=JobState.QUEUED, stage=None, step=0, steps=0, started_at=None)
         _log.warning("attempt ended", extra={"job_id": view.job_id, "attempt": view.attempt, "reason": reason})
 
@@ -257,14 +264,14 @@ class Lifecycle:
 
     def _overdue(self, entry: Entry) -> tuple[JobView, Ending | None] | None:
         """Return the job with how it ends, None instead of an ending if only its attempt does; None if all is well."""
-        view, now, limit_s = entry.view, self._clock.now(), self._config.queue_timeout_s
-        if view.state is JobState.PROCESSING and now > entry.lease_until:
+        view, steady, limit_s = entry.view, self._clock.steady(), self._config.queue_timeout_s
+        if view.state is JobState.PROCESSING and steady > entry.lease_until:
             return view, None
         if view.started_at is not None or not entry.heard:
             return None
-        if self._config.shed_expired and view.expiry is not None and now > view.expiry:
+        if self._config.shed_expired and view.expiry is not None and self._clock.now() > view.expiry:
             return view, SHED
-        if now - entry.waiting_since > limit_s:
+        if steady - entry.waits_from > limit_s:
             sentence = f"The job waited longer than {limit_s:g} s for a replica."
             return view, Ending(JobState.TIMEOUT, "queue_timeout", sentence)
         return None
@@ -334,14 +341,14 @@ class Lifecycle:
         return changed
 
 
-def _entry_of(job: OpenJob, known: JobView | None, lease_until: float) -> Entry:
+def _entry_of(job: OpenJob, known: JobView | None) -> Entry:
     view, running = job.view, job.view.state is JobState.PROCESSING
     heard = not running
     if running and known is not None and known.attempt == view.attempt and known.state is JobState.PROCESSING:
         # Progress is kept in memory only.
         view = replace(view, stage=known.stage, step=known.step, steps=known.steps, started_at=known.started_at)
         heard = True
-    return Entry(view, job.waiting_since, job.holder, job.claim_id, lease_until, heard)
+    return Entry(view, job.waiting_since, holder=job.holder, claim_id=job.claim_id, heard=heard)
 
 
 def _claim_of(view: JobView) -> Claim:

@@ -295,6 +295,26 @@ async def test_a_job_that_waits_too_long_times_out(desk: Desk) -> None:
     assert view.delivery.payload_status == "failed"
 
 
+@pytest.mark.parametrize("step_s", [7200.0, -7200.0])
+async def test_a_machine_whose_clock_is_set_loses_no_lease_and_times_nothing_out(desk: Desk, step_s: float) -> None:
+    await desk.submit("running")
+    await desk.submit("canary", model="flux")
+    claim = await desk.claim_one()
+    await desk.submit("waiting")
+
+    desk.clock.set_wall(step_s)
+    # The tick that takes the canary's lease has looked at the others too.
+    (canary,) = await desk.claim(model="flux")
+    desk.clock.advance(desk.config.lease_s - 1)
+    await desk.renew(claim)
+    desk.clock.advance(2)
+    await desk.until(lambda view: view.state is JobState.QUEUED, canary.job_id)
+
+    assert (await desk.view("running")).state is JobState.PROCESSING
+    assert (await desk.view("waiting")).state is JobState.QUEUED
+    assert await desk.complete(claim) is True
+
+
 async def test_a_claimed_job_that_does_not_begin_times_out_too(start: StartDesk) -> None:
     desk = await start(queue_timeout_s=10.0)
     await desk.submit()

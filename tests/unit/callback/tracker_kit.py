@@ -48,11 +48,20 @@ class ManualClock:
 
     def __init__(self, start: float = 1_900_000_000.0) -> None:
         self._now = start
+        self._steady = 1000.0
 
     def now(self) -> float:
         return self._now
 
+    def steady(self) -> float:
+        return self._steady
+
     def advance(self, seconds: float) -> None:
+        self._now += seconds
+        self._steady += seconds
+
+    def set_wall(self, seconds: float) -> None:
+        """Move the wall clock alone, as an operator or a time server does."""
         self._now += seconds
 
 
