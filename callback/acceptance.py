@@ -16,7 +16,8 @@ from callback.store import Store
 from observability.logs import get_logger
 
 MAX_ALIASES = 100
-"""Idempotency-Keys of one job beside its first: bounds what repeating one submission costs the store."""
+"""Idempotency-Keys that are noted for one job beside its first: bounds what repeating one submission costs the store.
+A repeat with yet another key is answered with the job like the others, and its key is forgotten."""
 
 _log = get_logger("jobs")
 
@@ -125,9 +126,8 @@ def _earlier_submission(tx: sa.Connection, job: NewJob) -> JobView | None:
 
 
 def _note_alias(tx: sa.Connection, idempotency_key: str, view: JobView) -> None:
-    if job_rows.aliases(tx, view.key) >= MAX_ALIASES:
-        raise JobIdInUse(f"The job {view.job_id!r} has {MAX_ALIASES} Idempotency-Keys already. Use one of them.")
-    job_rows.add_alias(tx, view.owner, idempotency_key, view.key)
+    if job_rows.aliases(tx, view.key) < MAX_ALIASES:
+        job_rows.add_alias(tx, view.owner, idempotency_key, view.key)
 
 
 def _free_the_id(tx: sa.Connection, job: NewJob, now: float) -> None:

@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+from dataclasses import replace
 
 from callback.config import TrackerConfig
 from callback.errors import TrackerError
-from callback.records import PictureStore
+from callback.records import PictureStore, TrackerIdentity
 from callback.tracker import JobTracker
 from observability.logs import configure, get_logger
 
@@ -18,10 +19,11 @@ _log = get_logger("tracker")
 class TrackerActor(JobTracker):
     """The tracker as a Ray actor: it starts by itself after every restart, and ends its process when deposed."""
 
-    def __init__(self, config: TrackerConfig, pictures: PictureStore) -> None:
+    def __init__(self, config: TrackerConfig, pictures: PictureStore, configured_at: float = 0.0) -> None:
         configure(config.log_level)
         # A deposed tracker must not run on, whatever its process is in the middle of.
         super().__init__(config, pictures, on_deposed=lambda: os._exit(0))
+        self._configured_at = configured_at
         self._starting = asyncio.get_running_loop().create_task(self._start_until_it_works())
 
     async def _start_until_it_works(self) -> None:
@@ -36,6 +38,10 @@ class TrackerActor(JobTracker):
             else:
                 return
             await asyncio.sleep(STORE_RETRY_S)
+
+    async def identity(self) -> TrackerIdentity:
+        """Return which code and configuration this tracker runs; answers without the store."""
+        return replace(await super().identity(), configured_at=self._configured_at)
 
     async def retire(self) -> None:
         """Let attempts under way settle and stop, so that a successor takes over cleanly."""

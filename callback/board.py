@@ -21,8 +21,8 @@ class Entry:
     """An open job: what readers see, and what only the tracker knows.
 
     `lease_until` (set while it is processing) and `waits_from` (for the limit of the queue) are moments of the steady
-    clock; `waiting_since` is the same moment for the row, of the wall clock. `heard` is false from a recovery to the first report of its dispatcher:
-    until then nobody knows whether the attempt has begun.
+    clock; `waiting_since` is the latter for the row, of the wall clock. `heard` is false from a recovery to the first
+    report of its dispatcher: until then nobody knows whether the attempt has begun.
     """
 
     view: JobView

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
-RECEIVER_SHARE = 4
-"""Pictures that are sent to one receiver may take this fraction of the bytes."""
+RECEIVER_SHARE = 16
+"""Pictures that are sent to one receiver may take this fraction of the bytes: that many receivers which take pictures
+without ever answering can be borne at once, and a hundred with a few pictures each."""
 
 
 class NoTurn(Exception):
@@ -127,9 +128,10 @@ class Capacity:
                     where = f"its receiver is busy with {gate.users - 1} earlier callbacks"
                     # Bytes before slots: who waits for bytes keeps no slot from those that need few or none.
                     await held.enter_async_context(gate.room.hold(size_bytes))
-                    await held.enter_async_context(gate.slots)
                     where = "the pictures of other callbacks take all the memory"
                     await held.enter_async_context(self._room.hold(size_bytes))
+                    where = f"its receiver is busy with {gate.users - 1} earlier callbacks"
+                    await held.enter_async_context(gate.slots)
                     where = "all delivery slots are busy"
                     await held.enter_async_context(self._slots)
             except TimeoutError:

@@ -48,6 +48,7 @@ START_TIMEOUT_S = 60.0
 """How long a new tracker may take from its creation to its first answer."""
 RETIRE_TIMEOUT_S = 10.0
 RETRY_PAUSE_S = 0.1
+WATCH_PAUSE_S = 1.0
 PAUSE_TOLERANCE_S = 1.0
 MAX_BATCH = 256
 BATCHES_UNDER_WAY = 2
@@ -75,10 +76,12 @@ class TrackerClient:
         self._pictures = pictures
         self._name = name
         self._takeover_after_s = takeover_after_s
+        self._connected_at = time.time()
         self._handle: Any = None
         self._resolving = asyncio.Lock()
         self._last_answer = time.monotonic()
         self._patient_until = time.monotonic() + START_TIMEOUT_S / 2
+        self._lost = asyncio.Event()
         self._waiting: asyncio.Queue[_Pending] = asyncio.Queue(MAX_WAITING)
         self._room = asyncio.Semaphore(BATCHES_UNDER_WAY)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -96,12 +99,29 @@ class TrackerClient:
 
         Raises `TrackerUnavailable`.
         """
+        await self._take_over_if_older()
+        self._spawn(self._pump())
+        self._spawn(self._watch_over_successors())
+
+    async def _take_over_if_older(self) -> None:
         identity = await self._identity()
         while self._supersedes(identity):
             _log.warning("taking over from another tracker", extra={"found": str(identity)})
             await self._retire(await self._resolve())
             identity = await self._identity()
-        self._spawn(self._pump())
+
+    async def _watch_over_successors(self) -> None:
+        """Look at every tracker that follows one which died: a replica of an older release may have made it."""
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            try:
+                await self._take_over_if_older()
+            except TrackerError as error:
+                # The next caller finds whoever is the tracker then.
+                _log.warning("the tracker's successor does not answer", extra={"cause": str(error)})
+                self._lost.set()
+                await asyncio.sleep(WATCH_PAUSE_S)
 
     async def _identity(self) -> TrackerIdentity:
         deadline = time.monotonic() + START_TIMEOUT_S
@@ -115,13 +135,20 @@ class TrackerClient:
         await self._replace(handle)
 
     def _supersedes(self, found: TrackerIdentity) -> bool:
-        """Tell whether our code or configuration shall replace what runs. Older code never replaces newer."""
+        """Tell whether our code or configuration shall replace what runs.
+
+        Newer code replaces older; of the same code, or of code of the same age, whoever connected last.
+        """
         ours, theirs = code_version(), found.code_version
-        order = (Version(ours[0]), ours[1]), (Version(theirs[0]), theirs[1])
-        if found.code_fingerprint != code_fingerprint() and order[0] < order[1]:
-            return False
         config = self._config.fingerprint(self._pictures.identity)
-        return (found.code_fingerprint, theirs[0], found.config_fingerprint) != (code_fingerprint(), ours[0], config)
+        if (found.code_fingerprint, theirs[0], found.config_fingerprint) == (code_fingerprint(), ours[0], config):
+            return False
+        order = (Version(ours[0]), ours[1]), (Version(theirs[0]), theirs[1])
+        is_other_code = (found.code_fingerprint, theirs[0]) != (code_fingerprint(), ours[0])
+        if is_other_code and order[0] != order[1]:
+            return order[0] > order[1]
+        # A tracker of older code says nothing about when it was configured.
+        return self._connected_at > getattr(found, "configured_at", 0.0)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -156,11 +183,12 @@ class TrackerClient:
             "max_concurrency": 1000,
             "num_cpus": 0,
         }
-        return ray.remote(TrackerActor).options(**options).remote(self._config, self._pictures)
+        return ray.remote(TrackerActor).options(**options).remote(self._config, self._pictures, self._connected_at)
 
     def _forget(self, handle: Any) -> None:
         if self._handle is handle:
             self._handle = None
+            self._lost.set()
             # Whoever comes next must not be replaced while it starts.
             self._patient_until = time.monotonic() + START_TIMEOUT_S
 
@@ -230,16 +258,25 @@ class TrackerClient:
 
     async def cancel(self, owner: str, job_id: str, *, timeout_s: float = 10.0) -> JobView:
         """Cancel the job that has the client's id now. Raises `JobNotFound`, `NotCancellable`, `Unavailable`."""
+        return await self._execute_for(owner, job_id, lambda key: Cancel(owner, job_id, key), timeout_s)
+
+    async def redeliver(self, owner: str, job_id: str, request_id: str, *, timeout_s: float = 10.0) -> JobView:
+        """Send the callback of the job that has the client's id now again; `request_id` is new per request.
+
+        Raises `JobNotFound`, `NotRedeliverable`, `Unavailable`.
+        """
+        return await self._execute_for(owner, job_id, lambda key: Redeliver(owner, job_id, request_id, key), timeout_s)
+
+    async def _execute_for(
+        self, owner: str, job_id: str, command: Callable[[str], Command], timeout_s: float
+    ) -> JobView:
+        """Look the id up once: the command that is then sent, and sent again, is for that job and no later one."""
         deadline = time.monotonic() + timeout_s
         found = await self.get(owner, job_id, timeout_s=timeout_s)
         if found is None:
             raise JobNotFound(f"There is no job {job_id!r}.")
-        command = Cancel(owner, job_id, found.key)
-        return cast(JobView, await self._execute(command, max(RETRY_PAUSE_S, deadline - time.monotonic())))
-
-    async def redeliver(self, command: Redeliver, *, timeout_s: float = 10.0) -> JobView:
-        """Send a callback again. Raises `JobNotFound`, `NotRedeliverable`, `Unavailable`."""
-        return cast(JobView, await self._execute(command, timeout_s))
+        left_s = max(RETRY_PAUSE_S, deadline - time.monotonic())
+        return cast(JobView, await self._execute(command(found.key), left_s))
 
     async def _execute(self, command: Command, timeout_s: float) -> Answer:
         pending = _Pending(command, asyncio.get_running_loop().create_future(), time.monotonic() + timeout_s)

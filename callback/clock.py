@@ -9,7 +9,7 @@ class Clock(Protocol):
     """Wall time for moments that others see or the store keeps, steady time for how long something took. Seconds."""
 
     def now(self) -> float:
-        """Return the present moment, in seconds since the Unix epoch (UTC). It jumps when the machine's clock is set."""
+        """Return the present moment since the Unix epoch (UTC). It jumps when the machine's clock is set."""
         ...
 
     def steady(self) -> float:

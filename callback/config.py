@@ -29,7 +29,7 @@ class TrackerConfig:
     callback_horizon_s: float = 24 * 3600.0
     callback_slots: int = 256
     callback_slots_per_receiver: int = 32
-    callback_bytes: int = 256 * 1000**2
+    callback_bytes: int = 512 * 1000**2
     callback_allow_loopback: bool = False
     callback_allowed_networks: tuple[str, ...] = ()
     retention_s: float = 7 * 24 * 3600.0

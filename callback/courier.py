@@ -1,7 +1,8 @@
 """The courier delivers what the outbox holds: first attempts at once, repeats with back-off until the expiry.
 
 First attempts and repeats have capacities of their own (`callback.capacity`), and one receiver may use only a part of
-either, so that slow or dead receivers delay nobody else's first attempt (design invariant I7).
+either, so that a few slow receivers, or many with a few pictures each, delay nobody else's first attempt (design
+invariant I7). Beyond that an attempt whose turn does not come is settled in time all the same, and repeated.
 """
 
 import asyncio
@@ -206,8 +207,14 @@ class Courier:
             async with capacity.turn(parcel.receiver, picture.size_bytes if picture else 0, turn_by):
                 outcome = await self._send(parcel, picture, deadline)
         except NoTurn as error:
-            outcome = self._failure(parcel, began, str(error))
+            outcome = self._without_turn(parcel, began, error)
         await self._record(parcel, outcome)
+
+    def _without_turn(self, parcel: Parcel, began: float, error: NoTurn) -> Outcome:
+        now = self._clock.now()
+        if parcel.expiry is not None and parcel.expiry <= now:
+            return Outcome(DeliveryState.EXPIRED, began, now, retry_at=None)
+        return self._failure(parcel, began, str(error), DeliveryState.ERROR)
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._config.callback_timeout_s

@@ -34,6 +34,7 @@ from callback.records import (
     Release,
     Renew,
     artifact_key,
+    target,
 )
 from callback.states import FINAL, JobState
 from callback.store import Store
@@ -82,12 +83,16 @@ class Lifecycle:
         def show(found: tuple[list[OpenJob], int]) -> None:
             open_jobs, last_seq = found
             self._acceptance.last_seq = max(self._acceptance.last_seq, last_seq)
-            known = {entry.view.key: entry.view for entry in self._board}
             now, steady = self._clock.now(), self._clock.steady()
-            entries = [_entry_of(job, known.get(job.view.key)) for job in open_jobs]
-            for entry in entries:
-                entry.waits_from = steady - max(0.0, now - entry.waiting_since)
+            entries = []
+            for job in open_jobs:
+                known = self._board.get(job.view.key)
+                entry = _entry_of(job, known.view if known is not None else None)
+                has_waited_since = known is not None and known.waiting_since == job.waiting_since
+                waited_s = max(0.0, now - job.waiting_since)
+                entry.waits_from = known.waits_from if known is not None and has_waited_since else steady - waited_s
                 entry.lease_until = steady + self._config.lease_s
+                entries.append(entry)
             self._board.replace_all(entries)
 
         await self._run(read, show)
@@ -295,9 +300,7 @@ class Lifecycle:
         now = self._clock.now()
 
         def work(tx: sa.Connection) -> Ended | JobView | None:
-            view = job_rows.by_key(tx, command.key)
-            if view is None or view.owner != command.owner:
-                raise _not_found(command.job_id)
+            view = _found(tx, command)
             if view.state is JobState.QUEUED:
                 return self._endings.write(tx, view, CANCELLED, None, now)
             if view.state is JobState.PROCESSING:
@@ -322,7 +325,7 @@ class Lifecycle:
         now = self._clock.now()
 
         def work(tx: sa.Connection) -> JobView:
-            view = _current(tx, command.owner, command.job_id)
+            view = _found(tx, command)
             _check_redeliverable(view, now)
             give_up_at = self._endings.give_up_at(view, now)
             if not delivery_rows.redeliver(tx, view.key, command.request_id, now=now, give_up_at=give_up_at):
@@ -374,15 +377,13 @@ def _result_columns(command: Finish) -> dict[str, Any]:
     return columns
 
 
-def _current(tx: sa.Connection, owner: str, job_id: str) -> JobView:
-    view = job_rows.by_client_id(tx, owner, job_id)
-    if view is None:
-        raise _not_found(job_id)
+def _found(tx: sa.Connection, command: Cancel | Redeliver) -> JobView:
+    """Return the job that the command is for. Raises `JobNotFound`."""
+    key = target(command)
+    view = job_rows.by_key(tx, key) if key else job_rows.by_client_id(tx, command.owner, command.job_id)
+    if view is None or view.owner != command.owner:
+        raise JobNotFound(f"There is no job {command.job_id!r}.")
     return view
-
-
-def _not_found(job_id: str) -> JobNotFound:
-    return JobNotFound(f"There is no job {job_id!r}.")
 
 
 def _check_redeliverable(view: JobView, now: float) -> None:

@@ -40,6 +40,10 @@ class PictureStore(Protocol):
         """Remove the picture; it is no error if there is none."""
         ...
 
+    def remove_leftovers(self, older_than_s: float) -> int:
+        """Remove what writers that died longer ago have left half written; returns how many files."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Callback:
@@ -202,7 +206,7 @@ class Cancel:
     """Cancel the job that the client's id named when it was looked up. Answer: `JobView`.
 
     It is final at once if it was queued, else when the replica has stopped. `key` keeps a cancel that is sent again, or
-    that comes late, from a new job that was given the same id meanwhile.
+    that comes late, from a new job that was given the same id meanwhile (see `target`).
     """
 
     owner: str
@@ -212,11 +216,23 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Redeliver:
-    """Send the callback of a final job again. `request_id` is new per request. Answer: `JobView`."""
+    """Send the callback of the final job again that the client's id named when it was looked up. Answer: `JobView`.
+
+    `request_id` is new per request; for `key` see `Cancel`.
+    """
 
     owner: str
     job_id: str
     request_id: str
+    key: str
+
+
+def target(command: Cancel | Redeliver) -> str | None:
+    """Return the key of the job that the command is for, None if only its id is known.
+
+    During an upgrade an older ingress replica still sends commands without a key.
+    """
+    return getattr(command, "key", None)
 
 
 Command = Submit | ClaimJobs | Renew | Finish | Release | Cancel | Redeliver
@@ -294,6 +310,8 @@ class TrackerIdentity:
     config_fingerprint: str
     epoch: int
     pid: int
+    configured_at: float = 0.0
+    """When the service connected that created this tracker (wall time): of two configurations the later one counts."""
 
 
 def artifact_key(key: str, attempt: int) -> str:

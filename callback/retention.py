@@ -2,9 +2,10 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
@@ -22,6 +23,16 @@ BATCH = 200
 MAX_UNDELETED = 1000
 """So many pictures that cannot be deleted mean that their store as a whole does not work: no more are tried then."""
 
+SHORTEST_RETENTION_S = 60.0
+"""A command that is sent again after a lost answer must still find the job that it made."""
+
+LEFTOVERS_EVERY_S = 3600.0
+"""How often, and from which age on, half written pictures of writers that died are removed: it lists every folder."""
+
+STEP_TIMEOUT_S = 600.0
+"""A picture store that hangs for so long is told in `trouble`."""
+
+T = TypeVar("T")
 Read = Callable[[Callable[[sa.Connection], Any]], Awaitable[Any]]
 
 _log = get_logger("retention")
@@ -49,6 +60,9 @@ class Retention:
         self._run = run
         self._clock = clock
         self._undeleted: dict[str, _Undeleted] = {}
+        # One thread of its own: a picture store that hangs takes no other, and is asked one thing at a time.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="retention")
+        self._leftovers_at = clock.steady()
         self.trouble: str | None = None
 
     async def run_for_ever(self) -> None:
@@ -71,13 +85,15 @@ class Retention:
         for step in (self._forget_old, self._shrink):
             while len(self._undeleted) < MAX_UNDELETED and await step():
                 pass
+        await self._remove_leftovers()
         self.trouble = None
         if self._undeleted:
             causes = ", ".join(sorted({left.cause for left in self._undeleted.values()}))
             self.trouble = f"Pictures of {len(self._undeleted)} jobs cannot be deleted ({causes})."
 
     async def _forget_old(self) -> bool:
-        moment, undeleted = self._clock.now() - self._config.retention_s, tuple(self._undeleted)
+        moment = self._clock.now() - max(self._config.retention_s, SHORTEST_RETENTION_S)
+        undeleted = tuple(self._undeleted)
         find = partial(job_rows.finished_before, moment=moment, limit=BATCH, but=undeleted)
         old: list[JobView] = await self._read(find)
         if not old:
@@ -120,11 +136,28 @@ class Retention:
             return keys
 
         marked = set(await self._run(mark))
-        undeleted = await asyncio.to_thread(self._delete_pictures, [view for view in views if view.key in marked])
+        undeleted = await self._aside(partial(self._delete_pictures, [view for view in views if view.key in marked]))
         for view in views:
             self._undeleted.pop(view.key, None)
         self._undeleted |= {left.view.key: left for left in undeleted}
         return [key for key in marked if key not in self._undeleted]
+
+    async def _remove_leftovers(self) -> None:
+        if self._clock.steady() < self._leftovers_at:
+            return
+        removed = await self._aside(partial(self._pictures.remove_leftovers, LEFTOVERS_EVERY_S))
+        self._leftovers_at = self._clock.steady() + LEFTOVERS_EVERY_S
+        if removed:
+            _log.info("half written pictures removed", extra={"count": removed})
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """Do blocking work of the picture store on the thread for it. Raises TimeoutError."""
+        async with asyncio.timeout(STEP_TIMEOUT_S):
+            return await asyncio.get_running_loop().run_in_executor(self._worker, work)
+
+    def close(self) -> None:
+        """Wait for nothing: what hangs may hang on."""
+        self._worker.shutdown(wait=False, cancel_futures=True)
 
     def _delete_pictures(self, views: list[JobView]) -> list[_Undeleted]:
         undeleted = []

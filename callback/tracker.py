@@ -147,6 +147,7 @@ class JobTracker:
             await asyncio.gather(*self._background, return_exceptions=True)
             await self._courier.close()
             await self._committer.close()
+            self._retention.close()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._store.close()
 

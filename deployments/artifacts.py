@@ -96,24 +96,6 @@ class ArtifactStore:
         except OSError as error:
             raise ArtifactUnwritable(f"The picture could not be deleted: {_reason(error)}.") from error
 
-    def check_writable(self) -> None:
-        """Write, read back and delete a small probe. Raises ArtifactUnwritable with the reason."""
-        key, probe = f"probe/{uuid.uuid4().hex}", b"darkroom"
-        try:
-            if self.is_local:
-                _write_synced(self._folder / key, probe)
-            else:
-                with self._object(key) as (fs, path):
-                    fs.pipe_file(path, probe)
-            stored = self._load(key)
-        except OSError as error:
-            raise ArtifactUnwritable(f"The artifact store cannot be written: {_reason(error)}.") from error
-        finally:
-            with contextlib.suppress(ArtifactUnwritable):
-                self.delete(key)
-        if stored != probe:
-            raise ArtifactUnwritable("The artifact store returns other bytes than were written.")
-
     def remove_leftovers(self, older_than_s: float) -> int:
         """Delete temporary files of writers that died more than `older_than_s` seconds ago; return how many."""
         removed = 0

@@ -186,6 +186,9 @@ class Attempt:
         _log.warning("replica lost", extra={"attempt": self.claim.attempt, "cause": kind})
         if isinstance(error, RayServeException):
             self._listener.no_replica(f"Ray Serve has no replica for the job ({kind}).")
+        elif self.started_at is None:
+            # A replica that cannot begin answers at once until its process has ended.
+            self._listener.no_replica(f"A replica could not begin the job ({kind}).")
         return self._release(f"the replica ended: {kind}", blamed=self.started_at is not None)
 
     def _timeout(self) -> Finish:

@@ -28,7 +28,7 @@ _log = get_logger("mirror")
 
 @dataclass(eq=False, slots=True)
 class _Watch:
-    """A long poll: the latest view of its job. `overtaken` when the stream was interrupted and may have skipped one."""
+    """A long poll: the latest view of its job. `overtaken` when the stream may have told a later one before."""
 
     view: JobView
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -112,12 +112,13 @@ class Mirror:
         """Return the job's view once its final state may be shown, or as it is known after `wait_s` seconds."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + wait_s
-        watch = _Watch(self._open.get(view.key, view))
+        # A view that the tracker was asked for may be older than what the stream has told meanwhile, and last.
+        watch = _Watch(self._open.get(view.key, view), overtaken=view.key not in self._open)
         self._watches[view.key].add(watch)
         try:
             while True:
                 watch.changed.clear()
-                if watch.overtaken:
+                if watch.overtaken and not watch.view.settled(time.time()):
                     await self._catch_up(watch)
                 now, left_s = time.time(), deadline - loop.time()
                 if watch.view.settled(now) or left_s <= 0:

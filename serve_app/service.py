@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -23,6 +24,8 @@ from serve_app.supervision import keep_running
 
 MAX_LONG_POLLS = 1000
 """Half of the places that an ingress replica has: submits and plain polls always find one."""
+PICTURE_READERS = 16
+"""Pictures read at once, on threads of their own: a store that hangs must not take the threads that others need."""
 STOP_MARGIN_S = 5.0
 """Kept of Serve's shutdown budget for handing leases back."""
 
@@ -45,6 +48,10 @@ class TrackerPictures:
     def delete(self, key: str) -> None:
         """Remove a picture."""
         self._artifacts.delete(key)
+
+    def remove_leftovers(self, older_than_s: float) -> int:
+        """Remove what writers that died have left half written."""
+        return self._artifacts.remove_leftovers(older_than_s)
 
 
 def artifact_ref(picture: Picture) -> ArtifactRef:
@@ -72,6 +79,7 @@ class Service:
         }
         config = settings.tracker_config(allow_loopback=allow_loopback)
         self.artifacts = ArtifactStore(settings.resolved_artifacts_url())
+        self.picture_readers = ThreadPoolExecutor(PICTURE_READERS, thread_name_prefix="pictures")
         self.client = TrackerClient(
             config,
             TrackerPictures(self.artifacts),
@@ -150,3 +158,4 @@ class Service:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.client.close()
+        self.picture_readers.shutdown(wait=False, cancel_futures=True)

@@ -115,7 +115,7 @@ class Settings(BaseSettings):
     callback_slots: int = Field(default=256, ge=1, description="First attempts at once.")
     callback_slots_per_receiver: int = Field(default=32, ge=1)
     callback_bytes: int = Field(
-        default=256 * 1000**2,
+        default=512 * 1000**2,
         ge=1,
         description="Pictures that callbacks under way hold in the tracker's memory; a larger one is sent alone.",
     )

@@ -7,7 +7,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from callback.errors import JobNotFound
-from callback.records import JobView, Redeliver, Submit
+from callback.records import JobView, Submit
 from serve_app.api.errors import Refused, documented
 from serve_app.api.pictures import PICTURE_ANSWERS, picture
 from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer, status_of
@@ -79,7 +79,7 @@ def router(service: Service) -> APIRouter:
     @routes.post("/inference/{job_id}/redeliver", responses=documented(404, 409, 422, 503))
     async def redeliver(job_id: JobId) -> JobStatus:
         """Send the callback of a job that has ended again, under the same webhook id."""
-        return _shown(service, await service.client.redeliver(Redeliver(PUBLIC_OWNER, job_id, uuid4().hex)))
+        return _shown(service, await service.client.redeliver(PUBLIC_OWNER, job_id, uuid4().hex))
 
     return routes
 

@@ -6,9 +6,11 @@ from fastapi import Request, Response
 
 from callback.records import JobView
 from callback.states import JobState
-from deployments.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing
+from deployments.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, ArtifactUnwritable
 from serve_app.api.errors import Refused, documented
 from serve_app.service import Service, artifact_ref
+
+READ_TIMEOUT_S = 30.0
 
 PICTURE_ANSWERS: dict[int | str, dict[str, object]] = {
     200: {"description": "The picture.", "content": {"image/png": {}}},
@@ -29,8 +31,14 @@ async def picture(service: Service, view: JobView, request: Request, *, status: 
     headers = {"ETag": etag, "Cache-Control": "private, no-cache"}
     if etag in request.headers.get("If-None-Match", ""):
         return Response(status_code=304, headers=headers)
+    loop = asyncio.get_running_loop()
     try:
-        content = await asyncio.to_thread(service.artifacts.read, artifact_ref(view.picture))
+        async with asyncio.timeout(READ_TIMEOUT_S):
+            reference = artifact_ref(view.picture)
+            content = await loop.run_in_executor(service.picture_readers, service.artifacts.read, reference)
+    except TimeoutError:
+        sentence = f"The picture store did not answer within {READ_TIMEOUT_S:g} s. Try again later."
+        raise Refused(503, ArtifactUnwritable.code, sentence) from None
     except ArtifactMissing:
         raise Refused(410, "picture_removed", f"The picture of job {job_id!r} is not there any more.") from None
     except ArtifactCorrupt as error:

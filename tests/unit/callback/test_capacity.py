@@ -3,11 +3,12 @@
 import asyncio
 import random
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 
 import pytest
 
 from callback.capacity import RECEIVER_SHARE, ByteRoom, Capacity, NoTurn
+from callback.config import TrackerConfig
 from tests.unit.callback.tracker_kit import BOUND_S
 
 
@@ -179,6 +180,25 @@ async def test_pictures_to_one_receiver_take_only_their_share_of_the_bytes() -> 
 
         await held.enter_async_context(capacity.turn("slow", 0, soon()))
         await held.enter_async_context(capacity.turn("quick", 60, soon()))
+
+
+@pytest.mark.parametrize(
+    ("receivers", "pictures", "size_bytes"), [(4, 10, 5_100_000), (12, 8, 1_500_000), (100, 2, 1_500_000)]
+)
+async def test_slow_receivers_of_pictures_keep_nobody_else_waiting(
+    receivers: int, pictures: int, size_bytes: int
+) -> None:
+    config = TrackerConfig("sqlite:///unused")
+    capacity = Capacity(config.callback_slots, config.callback_slots_per_receiver, config.callback_bytes * 4 // 5)
+    async with AsyncExitStack() as held:
+
+        async def take(receiver: str) -> None:
+            with suppress(NoTurn):
+                await held.enter_async_context(capacity.turn(receiver, size_bytes, soon()))
+
+        await asyncio.gather(*(take(f"slow-{n}") for n in range(receivers) for _ in range(pictures)))
+        async with capacity.turn("quick", size_bytes, soon()):
+            pass
 
 
 @pytest.mark.parametrize(

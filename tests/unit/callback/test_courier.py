@@ -678,6 +678,27 @@ async def _until_entries(receiver: CallbackServer, count: int) -> None:
             await asyncio.sleep(0.005)
 
 
+async def test_an_expiry_that_comes_while_an_attempt_waits_for_its_turn_expires_it(
+    start: StartDesk, receiver: CallbackServer
+) -> None:
+    desk = await start(callback_slots_per_receiver=1, callback_timeout_s=1.0)
+    receiver.misbehave(delay_s=BOUND_S)
+    expiry = desk.clock.now() + 10
+    first = new_job("first", callback_url=receiver.callback_url)
+    second = new_job("second", callback_url=receiver.callback_url, expiry=expiry)
+    await desk.do_all(Submit(first), Submit(second))
+    for claim in await desk.claim(2):
+        await desk.fail(claim)
+    desk.clock.advance(11)
+
+    view = await settled(desk, "second")
+    receiver.behave()
+
+    assert view.delivery is not None
+    assert (view.delivery.state, view.delivery.final) == (DeliveryState.EXPIRED, True)
+    assert [entry.job_id for entry in receiver.entries()].count("second") == 0
+
+
 async def test_a_first_attempt_whose_turn_does_not_come_is_settled_within_the_timeout(
     start: StartDesk, receiver: CallbackServer
 ) -> None:
@@ -690,7 +711,8 @@ async def test_a_first_attempt_whose_turn_does_not_come_is_settled_within_the_ti
     views = [await settled(desk, f"job-{n}") for n in range(3)]
     receiver.behave()
 
-    assert all(view.delivery is not None and view.delivery.state is DeliveryState.FAILED for view in views)
+    states = sorted(view.delivery.state for view in views if view.delivery is not None)
+    assert states == [DeliveryState.ERROR, DeliveryState.ERROR, DeliveryState.FAILED]
     errors = [str(view.delivery.error) for view in views if view.delivery is not None]
     assert ["busy" in error for error in errors] == [False, True, True]
     assert len(receiver.entries()) == 1
@@ -744,7 +766,7 @@ async def test_a_first_attempt_that_finds_no_bytes_is_settled_within_the_timeout
     second = (await settled(desk, attempts=2)).delivery
 
     assert first is not None
-    assert (first.state, first.final) == (DeliveryState.FAILED, False)
+    assert (first.state, first.final) == (DeliveryState.ERROR, False)
     assert "the pictures of other callbacks take all the memory" in str(first.error)
     assert second is not None
     assert second.state is DeliveryState.DELIVERED

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -6,13 +7,20 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from callback import retention
 from callback.errors import Deposed
-from callback.records import JobView, artifact_key
+from callback.records import JobView, Submit, artifact_key
 from callback.schema import deliveries, delivery_attempts, jobs
 from stress.callback_server import CallbackServer
-from tests.unit.callback.tracker_kit import BOUND_S, Desk, StartDesk, rejected
+from tests.unit.callback.tracker_kit import BOUND_S, Desk, StartDesk, new_job, rejected
 
 DAY_S = 24 * 3600.0
+
+
+@pytest.fixture(autouse=True)
+def _no_shortest_retention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests keep jobs for seconds; `test_a_command_that_is_sent_again...` puts it back."""
+    monkeypatch.setattr(retention, "SHORTEST_RETENTION_S", 0.0)
 
 
 async def rendered(desk: Desk, job_id: str, *, size_bytes: int = 100, **fields: object) -> JobView:
@@ -40,6 +48,60 @@ async def test_jobs_are_forgotten_with_their_pictures_after_the_retention(desk: 
     assert job_ids(desk) == ["young"]
     assert desk.pictures.keys() == {artifact_key(young.key, 1)}
     assert await desk.tracker.get("anyone", "old") is None
+
+
+async def test_a_command_that_is_sent_again_finds_its_job_whatever_the_retention(
+    start: StartDesk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retention, "SHORTEST_RETENTION_S", 60.0)
+    desk = await start(retention_s=0.0)
+    submit = Submit(new_job())
+    first = await desk.do(submit)
+    await desk.complete(await desk.claim_one())
+    desk.clock.advance(30)
+
+    await sweep(desk)
+    again = await desk.do(submit)
+    desk.clock.advance(31)
+    await sweep(desk)
+
+    assert isinstance(first, JobView)
+    assert isinstance(again, JobView)
+    assert again.key == first.key
+    assert job_ids(desk) == []
+
+
+async def test_half_written_pictures_of_dead_writers_are_removed_now_and_then(desk: Desk) -> None:
+    young, old = (desk.pictures.folder / name for name in (".1.png.young.tmp", ".1.png.old.tmp"))
+    for path in (young, old):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+
+    await sweep(desk)
+    assert (young.exists(), old.exists()) == (True, False)
+
+    old.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    await sweep(desk)
+    assert old.exists()
+    desk.clock.advance(retention.LEFTOVERS_EVERY_S + 1)
+    await sweep(desk)
+    assert not old.exists()
+
+
+async def test_a_picture_store_that_hangs_is_told(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "STEP_TIMEOUT_S", 0.05)
+    hanging = threading.Event()
+    monkeypatch.setattr(desk.pictures, "delete", lambda _: hanging.wait(BOUND_S))
+    await rendered(desk, "old")
+    desk.clock.advance(desk.config.retention_s + 10)
+
+    with pytest.raises(TimeoutError):
+        await sweep(desk)
+    hanging.set()
+    await sweep(desk)
+
+    assert job_ids(desk) == []
 
 
 async def test_open_jobs_are_never_forgotten(start: StartDesk) -> None:
@@ -198,14 +260,14 @@ async def test_a_job_that_is_redelivered_before_its_picture_is_marked_is_kept_wi
     start: StartDesk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
 ) -> None:
     desk, view = await old_and_delivered(start, receiver, **settings)
-    retention, read = desk.tracker._retention, desk.tracker._retention._read
+    sweeper, read = desk.tracker._retention, desk.tracker._retention._read
 
     async def read_and_redeliver(query: Callable[[sa.Connection], Any]) -> Any:
         found = await read(query)
         assert isinstance(await desk.redeliver(), JobView)
         return found
 
-    monkeypatch.setattr(retention, "_read", read_and_redeliver)
+    monkeypatch.setattr(sweeper, "_read", read_and_redeliver)
     await sweep(desk)
 
     assert job_ids(desk) == ["job-1"]

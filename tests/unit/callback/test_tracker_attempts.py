@@ -315,6 +315,27 @@ async def test_a_machine_whose_clock_is_set_loses_no_lease_and_times_nothing_out
     assert await desk.complete(claim) is True
 
 
+async def test_a_store_that_fails_after_the_clock_was_set_times_nothing_out(desk: Desk) -> None:
+    await desk.submit("waiting")
+    desk.clock.set_wall(desk.config.queue_timeout_s + 1)
+
+    await desk.tracker._lifecycle.recover()
+    await desk.tracker._lifecycle.expire()
+
+    assert (await desk.view("waiting")).state is JobState.QUEUED
+
+
+async def test_commands_of_an_older_ingress_replica_name_no_job_and_are_carried_out(desk: Desk) -> None:
+    job = await desk.submit()
+    older = object.__new__(Cancel)
+    older.__setstate__(["anyone", "job-1"])
+
+    cancelled = await desk.do(older)
+
+    assert isinstance(cancelled, JobView)
+    assert (cancelled.key, cancelled.error_code) == (job.key, "cancelled")
+
+
 async def test_a_claimed_job_that_does_not_begin_times_out_too(start: StartDesk) -> None:
     desk = await start(queue_timeout_s=10.0)
     await desk.submit()

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,26 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from callback import client as client_module
 from callback.client import TrackerClient
-from callback.config import TrackerConfig
+from callback.config import TrackerConfig, code_fingerprint, code_version
 from callback.errors import JobIdInUse, JobNotFound, StoreUnavailable, TrackerUnavailable
-from callback.records import JobView, Rejected, Submit
+from callback.records import PROTOCOL_VERSION, JobView, Rejected, Submit, TrackerIdentity
 from tests.unit.callback.tracker_kit import BOUND_S, Desk, new_job
 
 Behaviour = Callable[..., Awaitable[Any]]
+UNROUTED = "http://192.0.2.1/callback"
+
+
+def identity_of(config: TrackerConfig) -> TrackerIdentity:
+    """Return what a tracker of this code and configuration says of itself."""
+    return TrackerIdentity(
+        PROTOCOL_VERSION, code_version(), code_fingerprint(), config.fingerprint("pictures"), epoch=1, pid=1
+    )
+
+
+class Pictures:
+    """No pictures, only their place."""
+
+    identity = "pictures"
 
 
 class Handle:
@@ -41,14 +56,22 @@ class Cluster:
     def __init__(self, *answers: Behaviour) -> None:
         self.handles = [Handle(f"tracker-{n}", answer) for n, answer in enumerate(answers)]
         self.killed: list[str] = []
+        self.killed_one = asyncio.Event()
+        self.follow_the_dead = False
+        self._found = 0
         self._current = 0
 
     def find(self) -> Handle:
+        """Return the one under the name; with `follow_the_dead` every look-up but the first finds the next."""
+        self._found += 1
+        if self.follow_the_dead and self._found == 2:
+            self._current += 1
         return self.handles[self._current]
 
     def kill(self, handle: Handle, *, no_restart: bool) -> None:
         assert no_restart
         self.killed.append(handle.name)
+        self.killed_one.set()
         self._current = min(self._current + 1, len(self.handles) - 1)
 
 
@@ -75,7 +98,7 @@ async def connect(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[...
     clients: list[TrackerClient] = []
 
     def connect_to(cluster: Cluster) -> TrackerClient:
-        client = TrackerClient(TrackerConfig("sqlite:///unused"), None, takeover_after_s=0.1)  # type: ignore[arg-type]
+        client = TrackerClient(TrackerConfig("sqlite:///unused"), Pictures(), takeover_after_s=0.1)  # type: ignore[arg-type]
         client._patient_until = 0.0  # the tracker has been there for long
         monkeypatch.setattr(client, "_find_or_create", cluster.find)
         monkeypatch.setattr(client_module.ray, "kill", cluster.kill)
@@ -179,6 +202,79 @@ async def test_a_cancel_that_is_sent_again_names_the_job_that_it_found_first(
     assert len(sent) == 2
     assert (view.key, view.error_code) == (first.key, "cancelled")
     assert (await desk.claim_one()).key != first.key
+
+
+async def test_a_redelivery_that_is_sent_again_names_the_job_that_it_found_first(
+    connect: Callable[..., TrackerClient], desk: Desk
+) -> None:
+    sent = []
+
+    async def reusing_the_id(method: str, *args: Any) -> Any:
+        if method == "get":
+            return await desk.tracker.get(*args)
+        sent.append(args[1][0])
+        if len(sent) == 1:
+            raise ActorDiedError
+        return await desk.tracker.execute(*args)
+
+    first = await desk.submit(callback_url=UNROUTED)
+    await desk.fail(await desk.claim_one())
+    await desk.until(lambda view: view.delivery is not None and view.settled(desk.clock.now()))
+    await connect(Cluster(reusing_the_id)).redeliver("anyone", "job-1", "request", timeout_s=BOUND_S)
+
+    assert [(command.key, command.request_id) for command in sent] == [(first.key, "request")] * 2
+
+
+async def test_a_tracker_of_older_code_that_follows_one_which_died_is_replaced(
+    connect: Callable[..., TrackerClient],
+) -> None:
+    died = False
+
+    async def dying(method: str, *_: Any) -> Any:
+        nonlocal died
+        if method == "get":
+            died = True
+        if died:
+            raise ActorDiedError
+        return identity
+
+    async def older(method: str, *_: Any) -> Any:
+        return (
+            replace(identity, code_version=("0.0.1", 0.0), code_fingerprint="older") if method == "identity" else None
+        )
+
+    identity = identity_of(TrackerConfig("sqlite:///unused"))
+    cluster = Cluster(dying, older, late(identity, 0.0))
+    cluster.follow_the_dead = True
+    client = connect(cluster)
+    await client.start()
+
+    await client.get("anyone", "job-1", timeout_s=BOUND_S)
+
+    async with asyncio.timeout(BOUND_S):
+        await cluster.killed_one.wait()
+    assert cluster.killed == ["tracker-1"]
+
+
+@pytest.mark.parametrize(
+    ("found", "replaced"),
+    [
+        ({}, False),
+        ({"code_version": ("0.0.1", 0.0), "code_fingerprint": "other"}, True),
+        ({"code_version": ("999.0", 0.0), "code_fingerprint": "other"}, False),
+        ({"code_version": ("999.0", 0.0)}, False),
+        ({"config_fingerprint": "other", "configured_at": 0.0}, True),
+        ({"config_fingerprint": "other", "configured_at": 9e9}, False),
+        ({"code_fingerprint": "other", "configured_at": 9e9}, False),
+    ],
+)
+async def test_newer_code_and_the_later_configuration_count(
+    connect: Callable[..., TrackerClient], found: dict[str, Any], replaced: bool
+) -> None:
+    config = TrackerConfig("sqlite:///unused")
+    client = connect(Cluster(silent))
+
+    assert client._supersedes(replace(identity_of(config), **found)) is replaced
 
 
 async def test_a_cancel_of_an_unknown_job_is_refused(connect: Callable[..., TrackerClient]) -> None:

@@ -67,6 +67,7 @@ class TrackerMachine(RuleBasedStateMachine):
         self.claim_commands: list[ClaimJobs] = []
         self.claims: list[Claim] = []
         self.cancels: list[Cancel] = []
+        self.redeliveries: list[Redeliver] = []
         self.known: dict[str, Known] = {}
         self.former: list[Desk] = []
         self.reader: Store
@@ -236,11 +237,22 @@ class TrackerMachine(RuleBasedStateMachine):
 
     @rule(job_id=ids, request_id=st.sampled_from(("r1", "r2")))
     def redeliver(self, job_id: str, request_id: str) -> None:
-        answer = self.do(Redeliver("anyone", job_id, request_id))
+        command = self.run(self.desk.redelivery(job_id, request_id=request_id))
+        self.redeliveries.append(command)
+        answer = self.do(command)
         if isinstance(answer, JobView):
             assert answer.state in FINAL
         else:
             assert rejected(answer) in {"job_not_found", "not_redeliverable"}
+
+    @precondition(lambda self: self.redeliveries)
+    @rule(pick=picks)
+    def redeliver_again(self, pick: int) -> None:
+        command = self.redeliveries[pick % len(self.redeliveries)]
+        asked_for = sa.select(deliveries.c.key, deliveries.c.redelivery_id).where(deliveries.c.key != command.key)
+        before = self._rows(asked_for.order_by(deliveries.c.key))
+        self.do(command)
+        assert self._rows(asked_for.order_by(deliveries.c.key)) == before
 
     @precondition(lambda self: self.claims)
     @rule(pick=picks, job_id=ids, model=models, how=hows)

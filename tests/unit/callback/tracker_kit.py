@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -89,6 +90,14 @@ class FolderPictures:
 
     def delete(self, key: str) -> None:
         (self.folder / key).unlink(missing_ok=True)
+
+    def remove_leftovers(self, older_than_s: float) -> int:
+        horizon, removed = time.time() - older_than_s, 0
+        for path in self.folder.rglob(".*.tmp"):
+            if path.stat().st_mtime < horizon:
+                path.unlink()
+                removed += 1
+        return removed
 
     def keys(self) -> set[str]:
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*.png")}
@@ -179,7 +188,12 @@ class Desk:
         return Cancel("anyone", job_id, view.key if view is not None else "unknown")
 
     async def redeliver(self, job_id: str = "job-1", *, request_id: str = "request-1") -> Answer:
-        return await self.do(Redeliver("anyone", job_id, request_id))
+        return await self.do(await self.redelivery(job_id, request_id=request_id))
+
+    async def redelivery(self, job_id: str = "job-1", *, request_id: str = "request-1") -> Redeliver:
+        """Look the id up, as the client does, and return what it then sends."""
+        view = await self.tracker.get("anyone", job_id)
+        return Redeliver("anyone", job_id, request_id, view.key if view is not None else "unknown")
 
     # ---- looking -------------------------------------------------------------------------------------------------
 

@@ -1,17 +1,18 @@
 """The dispatcher: whatever becomes of an attempt, the tracker is told, and the next job is claimed."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 from fakes import FINISHED, STARTED, FakeHandle, FakeTracker, claim, until, view
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
 from callback.records import Finish, Release
 from callback.states import JobState
-from deployments.errors import EngineBusy
+from deployments.errors import EngineBusy, EngineUnhealthy
 from deployments.render import RenderFailed
 from serve_app import dispatcher as module
 from serve_app.dispatcher import Dispatcher
@@ -59,6 +60,7 @@ async def test_a_finished_picture_is_reported_with_the_moment_it_began(
     ("script", "blamed"),
     [
         ([RayActorError()], False),
+        ([RayTaskError("render", "", EngineUnhealthy("The device is lost."))], False),
         ([STARTED, RayActorError()], True),
         ([DeploymentUnavailableError("m")], False),
         ([EngineBusy("full")], False),
@@ -100,6 +102,20 @@ async def test_trouble_that_lasts_makes_the_pauses_longer_and_has_a_sentence(
     assert dispatcher.trouble is not None
     tracker.claims = [claim("k2")]
     await until(lambda: len(tracker.reports) == 4)
+    assert dispatcher.trouble is None
+
+
+async def test_a_replica_that_cannot_begin_does_not_get_its_job_again_at_once(
+    tracker: FakeTracker, start: Callable[..., Dispatcher]
+) -> None:
+    lost = RayTaskError("render", "", EngineUnhealthy("The device is lost."))
+    tracker.claims = [claim("k1", attempt=1)]
+    dispatcher = start(FakeHandle([lost], [STARTED, FINISHED]))
+    await until(lambda: len(tracker.reports) == 1)
+    released = time.monotonic()
+    tracker.claims = [claim("k1", attempt=2)]
+    await until(lambda: len(tracker.reports) == 2)
+    assert time.monotonic() - released > 0.9 * module.SHORTEST_PAUSE_S
     assert dispatcher.trouble is None
 
 

@@ -82,6 +82,20 @@ async def test_a_long_poll_waits_for_the_first_delivery_attempt_but_not_beyond_i
     assert settled is ended
 
 
+async def test_a_long_poll_that_began_with_an_older_view_is_told_what_the_stream_told_before(
+    mirror: Mirror, tracker: FakeTracker
+) -> None:
+    pending = DeliveryView(
+        DeliveryState.PENDING, "msg", 1, final=False, settles_by=time.time() + 30, payload_status="completed"
+    )
+    asked = view(state=JobState.COMPLETED, delivery=pending)
+    settled = replace(asked, delivery=replace(pending, state=DeliveryState.DELIVERED, final=True, first_settled_at=1.0))
+    # The tracker read the row before the attempt settled, and its answer came after the stream had told so.
+    await tell(mirror, tracker, settled)
+    tracker.answers["job"] = settled
+    assert await asyncio.wait_for(mirror.wait_until_settled(asked, 30), 2) == settled
+
+
 @pytest.mark.defect("D7")
 async def test_a_long_poll_learns_what_it_missed_when_the_tracker_was_replaced(
     mirror: Mirror, tracker: FakeTracker
