@@ -53,7 +53,8 @@ def _answers(address: Address) -> bool:
         root = None
     if not isinstance(root, dict) or root.get("name") != "Darkroom":
         raise LaunchError(
-            f"Port {address.port} is taken by something that is not Darkroom. Stop it, or set MINER_SERVER_PORT."
+            f"Port {address.port} is taken by something that is not Darkroom, or by a Darkroom that is still starting. "
+            "Try again when that runs; else stop it, or set MINER_SERVER_PORT."
         )
     if root.get("version") != version("darkroom"):
         raise LaunchError(
