@@ -3,16 +3,16 @@
 Needs torch and diffusers, and no Ray. Exits with 1 if a check failed.
 """
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from bench.device.random_models import Scale
 from bench.device.results import write_results
-from bench.device.run import Part, Plan, run
+from bench.device.run import QUICK, Part, Plan, run
 from bench.device.tables import print_results
 
 
@@ -40,31 +40,32 @@ def main(
     size: Annotated[list[int] | None, typer.Option(min=32, help="Side in pixels. [default: 512 and 1024]")] = None,
     batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch size to try. [default: 1, 2, 4 and 8]")] = None,
     weights: Annotated[Weights, typer.Option(help="Size of random models; auto: real on CUDA.")] = Weights.AUTO,
-    steps: Annotated[int | None, typer.Option(min=1, max=100, help="Denoising steps. [default: by model]")] = None,
-    requests: Annotated[int, typer.Option(min=2, max=200, help="Overlapping requests.")] = Plan.requests,
-    exact_size: Annotated[int, typer.Option(min=64, help="Their size in pixels.")] = Plan.exact_size,
-    images: Annotated[int, typer.Option(min=2, max=200, help="Pictures in one timed run.")] = Plan.images,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; of fewer than 6 no interval covers 95 %.")] = Plan.rounds,
-    threads: Annotated[int, typer.Option(min=1, max=256, help="CPU threads of torch.")] = Plan.threads,
+    steps: Annotated[int | None, typer.Option(min=1, max=100, help="Denoising steps. [default: 8]")] = None,
+    requests: Annotated[int | None, typer.Option(min=2, max=200, help="Overlapping requests. [default: 50]")] = None,
+    exact_size: Annotated[int | None, typer.Option(min=64, help="Their size in pixels. [default: 256]")] = None,
+    images: Annotated[int | None, typer.Option(min=2, max=200, help="Pictures in a timed run. [default: 4]")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Timed runs; 6 cover 95 %. [default: 6]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=256, help="CPU threads of torch. [default: 2]")] = None,
     quick: Annotated[bool, typer.Option(help="About a minute on two cores: one small size, tiny weights.")] = False,
     output: Annotated[Path, typer.Option(help="Where the results go.")] = Path("bench/gpu-results.json"),
     folder: Annotated[Path, typer.Option(help="Where pictures lie meanwhile.")] = Path("out/gpu-check"),
 ) -> None:
     """Check and measure the engine on the device at hand."""
-    plan = Plan(
-        models=tuple(one.value for one in model or Model),
-        parts=tuple(part or Part),
-        sizes=tuple(size or ((128,) if quick else Plan.sizes)),
-        batches=tuple(batch or ((1, 2, 4) if quick else Plan.batches)),
-        steps=steps or (2 if quick else None),
-        requests=requests,
-        exact_size=64 if quick else exact_size,
-        images=images,
-        rounds=rounds,
-        threads=threads,
-        scale="tiny" if quick else None if weights is Weights.AUTO else cast(Scale, weights.value),
-        device=device,
-    )
+    asked: dict[str, Any] = {
+        "device": device,
+        "models": tuple(one.value for one in model) if model else None,
+        "parts": tuple(part) if part else None,
+        "sizes": tuple(size) if size else None,
+        "batches": tuple(batch) if batch else None,
+        "scale": None if weights is Weights.AUTO else weights.value,
+        "steps": steps,
+        "requests": requests,
+        "exact_size": exact_size,
+        "images": images,
+        "rounds": rounds,
+        "threads": threads,
+    }
+    plan = replace(QUICK if quick else Plan(), **{name: value for name, value in asked.items() if value is not None})
     console = Console()
     results = run(plan, folder, console)
     print_results(results, console)

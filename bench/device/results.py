@@ -92,6 +92,7 @@ class Throughput:
     bare_pixels: Interval
     engine_over_bare_png: Interval
     engine_over_bare_pixels: Interval
+    engine_cpu_over_bare_png: Interval
     idle_share: Interval
     gap_ms: float
     png_bytes: int

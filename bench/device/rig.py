@@ -14,7 +14,7 @@ from deployments.artifacts import ArtifactStore
 from deployments.device_picture import DevicePicture
 from deployments.diffusers_renderer import DiffusersRenderer
 from deployments.engine import Engine
-from deployments.errors import EngineUnhealthy
+from deployments.errors import EngineUnhealthy, RenderTimeout
 from deployments.job import RenderJob
 from deployments.models import ModelSettings
 from deployments.pipelines.base import Family, Pipeline
@@ -30,7 +30,11 @@ Mark = float | torch.cuda.Event
 
 
 class JobLost(Exception):
-    """A job did not end with a picture."""
+    """A job did not end with a picture. `code` is the job's own error code."""
+
+    def __init__(self, sentence: str, code: str) -> None:
+        super().__init__(sentence)
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +138,7 @@ class Rig:
             try:
                 number, ending = ended.get(timeout=JOB_TIMEOUT_S)
             except queue.Empty:
-                raise JobLost(f"No job ended within {JOB_TIMEOUT_S:g} seconds.") from None
+                raise JobLost(f"No job ended within {JOB_TIMEOUT_S:g} seconds.", RenderTimeout.code) from None
             endings[number] = ending
         return [endings[number] for number in range(len(requests))]
 
@@ -151,7 +155,9 @@ def as_finished(ending: Ending) -> RenderFinished:
     """Return the picture. Raises JobLost with the job's own sentence if there is none."""
     if isinstance(ending, RenderFinished):
         return ending
-    raise JobLost(ending.error if isinstance(ending, RenderFailed) else str(ending))
+    if isinstance(ending, RenderFailed):
+        raise JobLost(ending.error, ending.error_code)
+    raise JobLost(str(ending), ending.code)
 
 
 @contextlib.contextmanager

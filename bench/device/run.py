@@ -22,8 +22,8 @@ from bench.device.rig import JobLost, MeteredRenderer, Rig, open_rig
 from bench.device.subjects import ModelName, Subject, choose_subject, missing_room, settings_of
 from bench.device.synchronisation import check_synchronisation
 from bench.device.throughput import measure_throughput
-from deployments.errors import RenderingError
-from deployments.torch_device import select_device
+from deployments.errors import DeviceOutOfMemory, RenderingError
+from deployments.torch_device import free_memory, is_out_of_memory, select_device
 
 _ORDER_SEED = 5
 
@@ -53,6 +53,10 @@ class Plan:
     threads: int = 2
     scale: Scale | None = None
     device: str = "auto"
+
+
+QUICK = Plan(sizes=(256,), batches=(1, 2, 4), steps=4, exact_size=64, images=3, rounds=5, scale="tiny")
+"""About a minute on two cores."""
 
 
 def run(plan: Plan, folder: Path, console: Console) -> Results:
@@ -106,12 +110,18 @@ def _run_parts(results: Results, plan: Plan, subject: Subject, rig: Rig, folder:
 
 @contextlib.contextmanager
 def _noting(results: Results, check: str, label: str, console: Console) -> Iterator[None]:
-    """Say what runs now, and turn its failure into a verdict, so that the other parts still run."""
+    """Say what runs now, and turn its failure into a verdict, so that the other parts still run.
+
+    A device that is too small for a part has not failed it.
+    """
     with console.status(f"{label}: {check}"):
         try:
             yield
         except (RenderingError, JobLost, RuntimeError, OSError, ValueError) as error:
-            results.judge(check, label, "failed", f"{type(error).__name__}: {error}")
+            small = is_out_of_memory(error) or (isinstance(error, JobLost) and error.code == DeviceOutOfMemory.code)
+            results.judge(check, label, "skipped" if small else "failed", f"{type(error).__name__}: {error}")
+            if small:
+                free_memory(error)
 
 
 @contextlib.contextmanager

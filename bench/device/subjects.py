@@ -17,18 +17,20 @@ from deployments.pipelines.registry import FAMILIES
 
 ModelName = Literal["embedded", "sdxl", "flux"]
 
+DEFAULT_STEPS = 8
+"""Few, on purpose: the fewer steps, the larger the part of a picture's time that is the engine's own."""
+
 QUEUE_SIZE = 256
 """Jobs that an engine takes at a time: all that a check sends, so that none is ever refused."""
 
 # Weights in half precision, and as much again as a 1024 x 1024 picture needs beside them (SDXL decodes in float32).
 _ROOM_BYTES: dict[ModelName, int] = {"embedded": 1 << 30, "sdxl": 18 << 30, "flux": 42 << 30}
-_STEPS: dict[ModelName, int] = {"embedded": 20, "sdxl": 8, "flux": 8}
 _GUIDANCE: dict[ModelName, float] = {"embedded": 7.0, "sdxl": 5.0, "flux": 3.5}
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model to measure. Random ones take few steps: the fewer, the more of a picture's time is the engine's."""
+    """A model to measure, and how its pictures are asked for."""
 
     name: ModelName
     scale: Scale
@@ -44,7 +46,7 @@ class Subject:
 def choose_subject(name: ModelName, scale: Scale | None, steps: int | None, device: torch.device) -> Subject:
     """Return the model; random weights are of the real size on CUDA, tiny elsewhere, unless `scale` says otherwise."""
     chosen: Scale = scale or ("real" if device.type == "cuda" else "tiny")
-    return Subject(name, chosen, steps or _STEPS[name], _GUIDANCE[name])
+    return Subject(name, chosen, steps or DEFAULT_STEPS, _GUIDANCE[name])
 
 
 def missing_room(subject: Subject, device: torch.device) -> str | None:

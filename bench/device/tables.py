@@ -1,12 +1,9 @@
 """The results as tables for a terminal."""
 
-from collections.abc import Iterator
-
 from rich.console import Console
 from rich.table import Table
 
-from bench.device.intervals import Interval
-from bench.device.results import Distance, Results
+from bench.device.results import Results
 
 _COLOURS = {"passed": "green", "failed": "red", "unclear": "yellow", "skipped": "dim"}
 
@@ -32,15 +29,23 @@ def _throughput(results: Results) -> Table:
         "bare, pixels",
         "engine / PNG",
         "engine / pixels",
+        "CPU time / PNG",
         "idle",
         "gap ms",
         title="Engine beside the bare diffusers loop: median (interval)",
     )
     for one in results.throughput:
-        rates = [_rate(rate) for rate in (one.engine, one.bare_png, one.bare_pixels)]
-        ratios = [f"{ratio:.3f}" for ratio in (one.engine_over_bare_png, one.engine_over_bare_pixels)]
-        idle = f"{one.idle_share.median:.1%}"
-        table.add_row(one.model, str(one.size), str(one.steps), *rates, *ratios, idle, f"{one.gap_ms:.1f}")
+        rates = (one.engine, one.bare_png, one.bare_pixels)
+        ratios = (one.engine_over_bare_png, one.engine_over_bare_pixels, one.engine_cpu_over_bare_png)
+        table.add_row(
+            one.model,
+            str(one.size),
+            str(one.steps),
+            *(f"{rate:.3g}" for rate in rates),
+            *(f"{ratio:.3f}" for ratio in ratios),
+            f"{one.idle_share.median:.1%}",
+            f"{one.gap_ms:.1f}",
+        )
     return table
 
 
@@ -63,9 +68,10 @@ def _batching(results: Results) -> Table:
                 one.model,
                 str(one.size),
                 str(row.batch),
-                _rate(row.images_per_s),
+                f"{row.images_per_s:.3g}",
                 f"{row.gain:.2f}",
-                *_distance(row.distance_to_alone),
+                f"{row.distance_to_alone.mean_levels:.3g}",
+                str(row.distance_to_alone.max_levels),
                 f"{row.peak_memory_bytes / 2**30:.1f}" if row.peak_memory_bytes else "-",
                 "yes" if row.batch <= one.pays_up_to else "no",
             )
@@ -78,12 +84,3 @@ def _verdicts(results: Results) -> Table:
         colour = _COLOURS[one.outcome]
         table.add_row(one.check, one.subject, f"[{colour}]{one.outcome}[/{colour}]", one.sentence)
     return table
-
-
-def _rate(interval: Interval) -> str:
-    return f"{interval:.3g}"
-
-
-def _distance(distance: Distance) -> Iterator[str]:
-    yield f"{distance.mean_levels:.3g}"
-    yield str(distance.max_levels)

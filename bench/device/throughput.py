@@ -7,6 +7,7 @@ does more than either: events, its own scheduler for each job, SHA-256, fsync, r
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -43,18 +44,20 @@ def measure_throughput(
     for run in runs.values():
         run()
     rig.renderer.take_gaps()
-    seconds, gaps = _interleave(rig, runs, rounds)
+    timings, gaps = _interleave(rig, runs, rounds)
+    engine, png, pixels = (timings[name] for name in ("engine", "png", "pixels"))
     found = Throughput(
         model=subject.label,
         size=size,
         steps=subject.steps,
         dtype=str(rig.renderer.pipeline.dtype).removeprefix("torch."),
         images=images,
-        engine=median_interval([images / one for one in seconds["engine"]]),
-        bare_png=median_interval([images / one for one in seconds["png"]]),
-        bare_pixels=median_interval([images / one for one in seconds["pixels"]]),
-        engine_over_bare_png=_ratio(seconds["png"], seconds["engine"]),
-        engine_over_bare_pixels=_ratio(seconds["pixels"], seconds["engine"]),
+        engine=median_interval([images / one.wall_s for one in engine]),
+        bare_png=median_interval([images / one.wall_s for one in png]),
+        bare_pixels=median_interval([images / one.wall_s for one in pixels]),
+        engine_over_bare_png=_ratio([one.wall_s for one in png], [one.wall_s for one in engine]),
+        engine_over_bare_pixels=_ratio([one.wall_s for one in pixels], [one.wall_s for one in engine]),
+        engine_cpu_over_bare_png=_ratio([one.cpu_s for one in engine], [one.cpu_s for one in png]),
         idle_share=median_interval([one.idle_share for one in gaps]),
         gap_ms=1000 * median([gap for one in gaps for gap in one.gaps_s] or [0.0]),
         png_bytes=png_bytes,
@@ -64,24 +67,30 @@ def measure_throughput(
     _judge(results, found)
 
 
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    wall_s: float
+    cpu_s: float
+
+
 def _interleave(
     rig: Rig, runs: dict[str, Callable[[], object]], rounds: int
-) -> tuple[dict[str, list[float]], list[Gaps]]:
-    """Return the seconds of each run, round by round, and the gaps of the engine's; each round begins with another."""
+) -> tuple[dict[str, list[_Timing]], list[Gaps]]:
+    """Return the timings of each run, round by round, and the gaps of the engine's; each round begins with another."""
     names = list(runs)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    timings: dict[str, list[_Timing]] = {name: [] for name in names}
     gaps: list[Gaps] = []
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            began = time.perf_counter()
+            wall_s, cpu_s = time.perf_counter(), time.process_time()
             runs[name]()
-            seconds[name].append(time.perf_counter() - began)
+            timings[name].append(_Timing(time.perf_counter() - wall_s, time.process_time() - cpu_s))
         gaps.append(rig.renderer.take_gaps())
-    return seconds, gaps
+    return timings, gaps
 
 
-def _ratio(bare_s: list[float], engine_s: list[float]) -> Interval:
-    return median_interval([bare / engine for bare, engine in zip(bare_s, engine_s, strict=True)])
+def _ratio(numerators: list[float], denominators: list[float]) -> Interval:
+    return median_interval([above / below for above, below in zip(numerators, denominators, strict=True)])
 
 
 def _compare(rig: Rig, bare: BareLoop, request: RenderRequest) -> tuple[bool, int]:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from rich.console import Console
 
 from bench.device.random_models import RandomFlux, RandomSdxl
 from bench.device.results import Results, write_results
+from bench.device.rig import MeteredRenderer, open_rig
 from bench.device.run import Part, Plan, run
+from bench.device.subjects import choose_subject, settings_of
 from bench.device.tables import print_results
 
 ROOT = Path(__file__).parents[3]
@@ -91,7 +94,6 @@ def test_the_tables_show_every_model_and_verdict(results: Results) -> None:
 
 
 def test_a_model_that_cannot_be_run_costs_a_verdict_and_not_the_run(tmp_path: Path) -> None:
-    # Flux packs 2x2 latents: a batch list that holds nothing is the operator's mistake, and stays in its part.
     plan = replace(TINY, models=("flux",), parts=(Part.BATCHING, Part.EXACTNESS), batches=())
     results = run(plan, tmp_path, Console(quiet=True))
     assert [(verdict.check, verdict.outcome) for verdict in results.verdicts] == [
@@ -101,6 +103,17 @@ def test_a_model_that_cannot_be_run_costs_a_verdict_and_not_the_run(tmp_path: Pa
     ]
     assert results.failed
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rig_leaves_no_model_behind(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    with settings_of(choose_subject("flux", "tiny", 1, cpu), cpu, tmp_path, 1) as settings:
+        with open_rig(settings, MeteredRenderer(settings, "cpu"), tmp_path) as rig:
+            model = weakref.ref(rig.renderer.pipeline.transformer)
+            assert model() is not None
+        # `rig` is still known here, as it is to whoever opens one: two large models would not fit side by side.
+        assert rig is not None
+        assert model() is None
 
 
 def test_random_models_have_the_published_numbers_of_weights() -> None:
