@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo serve stop test lint format clean
+.PHONY: help demo serve stop test gpu-check lint format clean
 
 help:            ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -27,6 +27,9 @@ stop: $(READY)   ## stop what serve or demo started
 
 test: $(READY)   ## run the tests
 	$(BIN)/python -m pytest
+
+gpu-check: $(READY)  ## check and measure the engine on the device at hand, writes bench/gpu-results.json
+	$(BIN)/python -m bench.gpu $(ARGS)
 
 lint: $(READY)   ## check style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""What Darkroom costs, measured."""

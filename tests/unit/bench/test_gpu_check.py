@@ -1,0 +1,134 @@
+"""`python -m bench.gpu` on the CPU, at the smallest size."""
+
+import json
+import subprocess
+import sys
+import weakref
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from bench.device.random_models import RandomFlux, RandomSdxl
+from bench.device.results import Results, write_results
+from bench.device.rig import MeteredRenderer, open_rig
+from bench.device.run import Part, Plan, run
+from bench.device.subjects import choose_subject, settings_of
+from bench.device.tables import print_results
+
+ROOT = Path(__file__).parents[3]
+TINY = Plan(
+    sizes=(64,),
+    batches=(1, 2),
+    steps=2,
+    requests=6,
+    exact_size=64,
+    images=2,
+    rounds=2,
+    threads=1,
+    scale="tiny",
+    device="cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run(TINY, tmp_path_factory.mktemp("gpu-check"), Console(quiet=True))
+
+
+def outcomes(results: Results, check: str) -> list[str]:
+    return [verdict.outcome for verdict in results.verdicts if verdict.check == check]
+
+
+def test_overlapping_requests_are_compared_with_each_alone(results: Results) -> None:
+    assert [found.model for found in results.exactness] == ["embedded", "sdxl-random-tiny", "flux-random-tiny"]
+    assert outcomes(results, "exact") == outcomes(results, "seeded") == ["passed"] * 3
+    assert {found.requests for found in results.exactness} == {6}
+    assert all(found.seeded_requests == 2 for found in results.exactness)
+
+
+def test_reading_too_early_is_caught_and_the_real_engine_waits(results: Results) -> None:
+    (found,) = results.synchronisation
+    assert (found.means, found.wrong_unsynchronised, found.wrong_real) == ("late copy", 4, 0)
+    assert outcomes(results, "synchronisation") == ["passed"]
+
+
+def test_engine_and_bare_loop_do_the_same_work(results: Results) -> None:
+    assert len(results.throughput) == 3
+    for found in results.throughput:
+        assert found.same_pictures
+        assert found.engine_over_bare_png.samples == 2
+        assert 0 <= found.idle_share.median < 1
+
+
+def test_batches_are_as_close_to_pictures_alone_as_seeded_allows(results: Results) -> None:
+    for found in results.batching:
+        assert [row.batch for row in found.rows] == [1, 2]
+        assert found.rows[0].distance_to_alone.max_levels == 0
+        assert found.rows[1].distance_to_alone.mean_levels < 2
+        assert found.pays_up_to in (1, 2)
+
+
+def test_every_key_of_the_results_is_documented(results: Results, tmp_path: Path) -> None:
+    write_results(results, tmp_path / "results.json")
+    written = json.loads((tmp_path / "results.json").read_text())
+    documented = (ROOT / "docs" / "gpu-check.md").read_text()
+    assert sorted(key for key in keys(written) if f"`{key}`" not in documented) == []
+
+
+def keys(value: object) -> set[str]:
+    if isinstance(value, dict):
+        return set(value).union(*(keys(inner) for inner in value.values()))
+    return set().union(*(keys(inner) for inner in value)) if isinstance(value, list) else set()
+
+
+def test_the_tables_show_every_model_and_verdict(results: Results) -> None:
+    console = Console(width=200, record=True, quiet=True)
+    console.quiet = False
+    with console.capture() as shown:
+        print_results(results, console)
+    for word in ("flux-random-tiny", "synchronisation", "passed", results.machine.torch):
+        assert word in shown.get()
+
+
+def test_a_model_that_cannot_be_run_costs_a_verdict_and_not_the_run(tmp_path: Path) -> None:
+    plan = replace(TINY, models=("flux",), parts=(Part.BATCHING, Part.EXACTNESS), batches=())
+    results = run(plan, tmp_path, Console(quiet=True))
+    assert [(verdict.check, verdict.outcome) for verdict in results.verdicts] == [
+        ("exact", "passed"),
+        ("seeded", "passed"),
+        ("batching", "failed"),
+    ]
+    assert results.failed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rig_leaves_no_model_behind(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    with settings_of(choose_subject("flux", "tiny", 1, cpu), cpu, tmp_path, 1) as settings:
+        with open_rig(settings, MeteredRenderer(settings, "cpu"), tmp_path) as rig:
+            model = weakref.ref(rig.renderer.pipeline.transformer)
+            assert model() is not None
+        # `rig` is still known here, as it is to whoever opens one: two large models would not fit side by side.
+        assert rig is not None
+        assert model() is None
+
+
+def test_random_models_have_the_published_numbers_of_weights() -> None:
+    meta = torch.device("meta")
+    sdxl = RandomSdxl("real", meta).load("", None, torch.float16)
+    assert count(sdxl.unet) == 2_567_463_684
+    flux = RandomFlux("real", meta).load("", None, torch.bfloat16)
+    assert count(flux.transformer) == 11_901_408_320
+    assert {parameter.dtype for parameter in flux.text_encoder_2.parameters()} == {torch.bfloat16}
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_no_ray_is_needed() -> None:
+    code = "import sys, bench.gpu; sys.exit('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False, timeout=120).returncode == 0
