@@ -42,7 +42,7 @@ class Mode(StrEnum):
 Quick = Annotated[bool, typer.Option("--quick", help="Small sizes: about two minutes for all; figures are rough.")]
 Tiny = Annotated[bool, typer.Option("--tiny", hidden=True, help="Sizes for tests; figures mean nothing.")]
 Out = Annotated[Path, typer.Option(help="Where results go; the plot goes beside it, as .svg.", dir_okay=False)]
-Home = Annotated[Path, typer.Option(help="Folder for stores, pictures and logs while measuring. On a real disk.")]
+Home = Annotated[Path, typer.Option(help="Folder for stores, pictures and logs; on a real disk.", resolve_path=True)]
 Modes = Annotated[Mode, typer.Option("--mode", help="The HTTP proxy of Ray Serve.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Jobs of each run.")]
 Submitters = Annotated[int | None, typer.Option(min=1, help="Callers at once.")]

@@ -17,6 +17,7 @@ import yaml
 
 from bench.config import ROOT, Document, free_port
 from bench.errors import BenchError
+from bench.processes import role
 from bench.records import ProxyModeName
 from launcher.local import MARKER, kill_instance, processes_of
 
@@ -24,10 +25,14 @@ READY_TIMEOUT_S = 300.0
 """Sixty-four replicas on two cores need minutes."""
 STOP_TIMEOUT_S = 40.0
 _POLL_S = 0.2
+_ENDING_S = 5.0
 
 
 class Instance:
-    """Runs a Serve configuration behind one kind of proxy. `home` gets the configuration and the log."""
+    """Runs a Serve configuration behind one kind of proxy. `home` gets the configuration and the log.
+
+    `left_running`, after the block: what did not end by itself within 5 s of the first process, and was killed.
+    """
 
     def __init__(self, config: Document, home: Path, mode: ProxyModeName = "default") -> None:
         self.mode = mode
@@ -36,6 +41,7 @@ class Instance:
         self._home = home
         self._name = secrets.token_hex(8)
         self._process: subprocess.Popen[bytes] | None = None
+        self.left_running: tuple[str, ...] = ()
         # The paths of Ray's sockets must stay below 108 bytes.
         self._ray_folder = Path(tempfile.mkdtemp(prefix="bench-"))
 
@@ -87,6 +93,9 @@ class Instance:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+        # Ray's own processes need a moment to notice that the first one is gone.
+        _, alive = psutil.wait_procs(self.processes(), timeout=_ENDING_S)
+        self.left_running = tuple(sorted(role(process) for process in alive))
         kill_instance(self._name)
         shutil.rmtree(self._ray_folder, ignore_errors=True)
 

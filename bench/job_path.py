@@ -67,7 +67,8 @@ def _measure_mode(plan: Plan, mode: ProxyModeName, home: Path, callbacks: Receiv
     )
     with Instance(serve_config(free_port(), darkroom, *yardsticks), home, mode) as instance:
         instance.wait_until("all apps answer", lambda: _answers(instance.url))
-        return asyncio.run(_Rounds(plan, instance, callbacks, tell).measure())
+        figures = asyncio.run(_Rounds(plan, instance, callbacks, tell).measure())
+    return figures.model_copy(update={"left_running": instance.left_running})
 
 
 def _answers(url: str) -> bool:
@@ -113,6 +114,7 @@ class _Rounds:
             memory=memory(processes),
             listeners=listeners(processes),
             haproxy_files=self._instance.haproxy_files(),
+            left_running=(),
             runs=tuple(runs),
         )
 

@@ -90,7 +90,7 @@ def svg(panels: Sequence[Panel]) -> str:
     for panel in panels:
         parts.append(f'<text class="title" x="{MARGIN}" y="{y + 16}">{escape(panel.title)}</text>')
         y += TITLE_HEIGHT - 12
-        largest = max((bar.high for bar in panel.bars), default=0.0) or 1.0
+        largest = max([0.0, *(bar.high for bar in panel.bars)]) or 1.0
         for bar in panel.bars:
             parts += _drawn(bar, y, BAR_WIDTH / largest)
             y += ROW_HEIGHT

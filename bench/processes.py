@@ -29,7 +29,8 @@ def role_of(command: Sequence[str]) -> str:
     return Path(command[0]).name if command else "ended"
 
 
-def _role(process: psutil.Process) -> str:
+def role(process: psutil.Process) -> str:
+    """Return what a process does; `ended` for one that is gone."""
     try:
         return role_of(process.cmdline())
     except _GONE:
@@ -47,12 +48,12 @@ class CpuMeter:
         used: dict[str, float] = defaultdict(float)
         for process, before_s in self._before.items():
             if (now_s := _cpu_s(process)) is not None and before_s is not None:
-                used[_role(process)] += now_s - before_s
+                used[role(process)] += now_s - before_s
         return used
 
     def ms_per(self, count: int) -> dict[str, float]:
         """Return the processor time by role, in milliseconds for each of `count`, the largest first."""
-        shares = {role: round(1000 * seconds / count, 3) for role, seconds in self.seconds().items()}
+        shares = {name: round(1000 * seconds / count, 3) for name, seconds in self.seconds().items()}
         return dict(sorted(((r, ms) for r, ms in shares.items() if ms >= 0.01), key=lambda item: -item[1]))
 
 
@@ -72,15 +73,15 @@ def memory(processes: Iterable[psutil.Process]) -> tuple[ProcessMemory, ...]:
             full = process.memory_full_info()
         except _GONE:
             continue
-        found[_role(process)].append((full.rss / 1e6, full.pss / 1e6))
+        found[role(process)].append((full.rss / 1e6, full.pss / 1e6))
     rows = [
         ProcessMemory(
-            role=role,
+            role=name,
             processes=len(sizes),
             rss_mb=round(sum(rss for rss, _ in sizes), 1),
             pss_mb=round(sum(pss for _, pss in sizes), 1),
         )
-        for role, sizes in found.items()
+        for name, sizes in found.items()
     ]
     return tuple(sorted(rows, key=lambda row: -row.pss_mb))
 
@@ -95,7 +96,7 @@ def listeners(processes: Iterable[psutil.Process]) -> tuple[Listener, ...]:
             continue
         for connection in connections:
             if connection.status == psutil.CONN_LISTEN:
-                found[_role(process), _reach(connection.laddr.ip)].add(connection.laddr.port)
+                found[role(process), _reach(connection.laddr.ip)].add(connection.laddr.port)
     return tuple(Listener(role=r, reach=a, ports=tuple(sorted(ports))) for (r, a), ports in sorted(found.items()))
 
 

@@ -95,6 +95,7 @@ class ModeFigures(Record):
     memory: tuple[ProcessMemory, ...]
     listeners: tuple[Listener, ...]
     haproxy_files: tuple[str, ...]
+    left_running: tuple[str, ...]
     runs: tuple[Run, ...]
 
 
