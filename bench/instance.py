@@ -120,6 +120,7 @@ class Instance:
         return {
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
@@ -132,4 +133,4 @@ class Instance:
     def haproxy_files(self) -> tuple[str, ...]:
         """Return the names of the files that HAProxy has at the moment, by default in /tmp/haproxy-serve."""
         folder = self._ray_folder / "haproxy"
-        return tuple(sorted(path.name for path in folder.iterdir())) if folder.exists() else ()
+        return tuple(sorted(path.name for path in folder.rglob("*") if not path.is_dir()))

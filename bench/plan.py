@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from bench.records import ProxyModeName
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -9,7 +11,8 @@ class Plan:
 
     `pairs`: rounds in which every system is measured once (six are the fewest whose extremes bound the median with
     95 %). `history`: numbers of finished jobs. `devices`: numbers of simulated devices; `scaled_devices`: how many the
-    autoscaler may add. `starts`: how often a start is timed.
+    autoscaler may add. `starts`: how often a start is timed, with the noop engine
+    behind each of the proxies in `starts_behind`.
     """
 
     name: str
@@ -25,6 +28,7 @@ class Plan:
     jobs_per_device: int = 12
     render_s: float = 2.0
     starts: int = 3
+    starts_behind: tuple[ProxyModeName, ...] = ("default", "haproxy")
 
 
 FULL = Plan("full")
@@ -41,6 +45,7 @@ QUICK = Plan(
     jobs_per_device=5,
     render_s=1.0,
     starts=1,
+    starts_behind=("default",),
 )
 TINY = Plan(
     "tiny",

@@ -68,6 +68,7 @@ class SystemFigures(Record):
 
     system: str
     jobs_per_s: Estimate
+    submits_per_s: Estimate
     submit_p50_ms: Estimate
     submit_p99_ms: Estimate
     polls_per_s: Estimate | None = None

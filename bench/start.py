@@ -25,22 +25,18 @@ START_TIMEOUT_S = 300.0
 _POLL_S = 0.05
 
 ENGINES = ("noop", "embedded")
-_MEASURED: tuple[tuple[str, ProxyModeName], ...] = (
-    ("noop", "default"),
-    ("noop", "haproxy"),
-    ("embedded", "default"),
-)
 Moments = tuple[float, float, float, float, float]
 """Seconds since the start: HTTP answers, jobs accepted, model loaded, rendering began, picture finished."""
 
 
 def measure_start(plan: Plan, home: Path, tell: Callable[[str], None], engines: Sequence[str] = ENGINES) -> Start:
-    """Time starts with the noop engine behind both proxies, and with the embedded model as `make serve` starts it.
+    """Time starts: the noop engine behind the plan's proxies, the embedded model as `make serve` starts it.
 
     Raises `BenchError`, `LaunchError`.
     """
     pictures = []
-    for engine, mode in _MEASURED:
+    measured: list[tuple[str, ProxyModeName]] = [("noop", mode) for mode in plan.starts_behind]
+    for engine, mode in [*measured, ("embedded", "default")]:
         if engine not in engines:
             continue
         moments = []

@@ -20,6 +20,7 @@ def summarise(runs: Sequence[Run]) -> SystemFigures:
     return SystemFigures(
         system=runs[0].system,
         jobs_per_s=estimate([run.jobs_per_s for run in runs]),
+        submits_per_s=estimate([run.submits.per_s for run in runs]),
         submit_p50_ms=estimate([run.submits.p50_ms for run in runs]),
         submit_p99_ms=estimate([run.submits.p99_ms for run in runs]),
         polls_per_s=of(lambda calls: calls.per_s, lambda run: run.polls),

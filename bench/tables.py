@@ -69,15 +69,25 @@ def _mode(record: JobPath, mode: ModeFigures) -> list[Table]:
         f"Job path, {mode.mode} proxy: {record.jobs} jobs, {record.submitters} submitters, {record.pairs} rounds; "
         f"medians (interval that holds the median with {coverage:.1%})"
     )
-    columns = ("system", "jobs/s", "submit p50 ms", "submit p99 ms", "status p50 / p99 ms", "polls/s", "open polls/s")
+    columns = (
+        "system",
+        "jobs/s",
+        "submits/s",
+        "submit p50 ms",
+        "submit p99 ms",
+        "status p50 / p99 ms",
+        "polls/s",
+        "open polls/s",
+    )
     rates = _table(title, *columns)
     for system in mode.systems:
         status = f"{_median(system.poll_p50_ms)} / {_median(system.poll_p99_ms)}"
         rates.add_row(
             system.system,
             _interval(system.jobs_per_s),
-            _interval(system.submit_p50_ms),
-            _interval(system.submit_p99_ms),
+            _median(system.submits_per_s),
+            _median(system.submit_p50_ms),
+            _median(system.submit_p99_ms),
             status if system.poll_p50_ms else "-",
             _interval(system.polls_per_s),
             _interval(system.open_polls_per_s),
