@@ -1,6 +1,7 @@
 """The receiver of callbacks, in a process of its own: parses each multipart body and notes when it was there."""
 
 import multiprocessing
+import signal
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,8 @@ def receiver() -> Iterator[Receiver]:
 
 
 def _serve(parent: Connection) -> None:
+    # Ctrl-C reaches this process as well; it ends when the other side of the pipe is closed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     received: Received = {}
 
     async def receive_callback(scope: Scope, receive: Receive, send: Send) -> None:

@@ -12,6 +12,9 @@ from bench.cli import app
 from bench.records import Results
 from launcher.local import MARKER
 
+# Each starts one to three Ray instances; on a machine with two busy cores that takes minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
 Measure = Callable[..., Results]
 
 
