@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo serve stop test gpu-check lint format clean
+.PHONY: help demo serve stop test bench gpu-check lint format clean
 
 help:            ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -27,6 +27,9 @@ stop: $(READY)   ## stop what serve or demo started
 
 test: $(READY)   ## run the tests
 	$(BIN)/python -m pytest
+
+bench: $(READY)  ## measure what Darkroom costs; QUICK=1 for two minutes instead of an hour
+	$(BIN)/python -m bench all $(if $(QUICK),--quick)
 
 gpu-check: $(READY)  ## check and measure the engine on the device at hand, writes bench/gpu-results.json
 	$(BIN)/python -m bench.gpu $(ARGS)

@@ -1,1 +1,1 @@
-"""What Darkroom costs, measured."""
+"""What Darkroom costs, measured: `python -m bench`, and on a device alone `python -m bench.gpu`."""

@@ -1,0 +1,93 @@
+"""The benchmarks run, at a size at which every path is taken and no figure means anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from typer.testing import CliRunner
+
+from bench import results
+from bench.cli import app
+from bench.records import Results
+from launcher.local import MARKER
+
+# Each starts one to three Ray instances; on a machine with two busy cores that takes minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+Measure = Callable[..., Results]
+
+
+@pytest.fixture
+def measure(tmp_path: Path) -> Measure:
+    """Run a benchmark, and see that nothing of it is left."""
+
+    def run(*command: str) -> Results:
+        file, home = tmp_path / "results.json", tmp_path / "home"
+        before = set(instances())
+        done = CliRunner().invoke(app, [*command, "--tiny", "--out", str(file), "--home", str(home)])
+        assert done.exit_code == 0, done.output or done.exception
+        assert set(instances()) <= before
+        assert not any(home.iterdir())
+        assert file.with_suffix(".svg").exists()
+        return results.load(file)
+
+    return run
+
+
+def instances() -> list[str]:
+    """Names of the Ray instances that run on this machine."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            found.append(process.environ().get(MARKER, ""))
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return [name for name in found if name]
+
+
+def test_the_job_path_is_measured_beside_its_yardsticks(measure: Measure) -> None:
+    path = measure("job-path", "--mode", "default").job_path
+
+    assert path is not None
+    assert path.headroom > 0
+    (mode,) = path.modes
+    assert [system.system for system in mode.systems] == ["constant", "naive", "darkroom", "darkroom+callbacks"]
+    assert {"darkroom:Ingress", "TrackerActor"} <= mode.systems[2].cpu_ms_per_job.keys()
+    assert {ratio.name for ratio in mode.ratios} == {
+        "darkroom / constant",
+        "darkroom / naive",
+        "darkroom+callbacks / constant",
+    }
+    assert {"TrackerActor", "ProxyActor", "raylet"} <= {row.role for row in mode.memory}
+    assert all(listener.ports for listener in mode.listeners)
+
+
+def test_a_service_with_a_past_is_compared_with_one_without(measure: Measure) -> None:
+    history = measure("history").history
+
+    assert history is not None
+    none, some = history.sizes
+    assert (none.finished_jobs, some.finished_jobs) == (0, 500)
+    assert none.submit_ratio.median == 1
+    assert some.tracker_rss_mb > 0
+    assert some.restart_s.median > 0
+
+
+def test_simulated_devices_are_kept_busy_and_added(measure: Measure) -> None:
+    scale = measure("scale").scale
+
+    assert scale is not None
+    fixed, scaled = scale.runs
+    assert (fixed.devices_at_the_end, fixed.autoscaled, scaled.autoscaled) == (2, False, True)
+    assert 0 < fixed.share_of_ideal <= 1
+    assert fixed.tracker_cpu_ms_per_job > 0
+
+
+def test_a_start_is_timed_behind_both_proxies(measure: Measure) -> None:
+    start = measure("start", "--engine", "noop").start
+
+    assert start is not None
+    assert [run.mode for run in start.pictures] == ["default", "haproxy"]
+    for run in start.pictures:
+        assert 0 < run.http_answers_s.median <= run.jobs_accepted_s.median < run.first_picture_s.median
