@@ -12,7 +12,8 @@ from bench.cli import app
 from bench.records import Results
 from launcher.local import MARKER
 
-# Each starts one to three Ray instances; on a machine with two busy cores that takes minutes.
+# Each starts one to three Ray instances; on a machine with two busy cores that takes minutes. So all but the first run
+# only when asked for.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 Measure = Callable[..., Results]
@@ -63,6 +64,7 @@ def test_the_job_path_is_measured_beside_its_yardsticks(measure: Measure) -> Non
     assert all(listener.ports for listener in mode.listeners)
 
 
+@pytest.mark.bench
 def test_a_service_with_a_past_is_compared_with_one_without(measure: Measure) -> None:
     history = measure("history").history
 
@@ -74,6 +76,7 @@ def test_a_service_with_a_past_is_compared_with_one_without(measure: Measure) ->
     assert some.restart_s.median > 0
 
 
+@pytest.mark.bench
 def test_simulated_devices_are_kept_busy_and_added(measure: Measure) -> None:
     scale = measure("scale").scale
 
@@ -84,6 +87,7 @@ def test_simulated_devices_are_kept_busy_and_added(measure: Measure) -> None:
     assert fixed.tracker_cpu_ms_per_job > 0
 
 
+@pytest.mark.bench
 def test_a_start_is_timed_behind_both_proxies(measure: Measure) -> None:
     start = measure("start", "--engine", "noop").start
 
