@@ -240,7 +240,7 @@ async def _must_be_live(watch: Watch, run: JobRun) -> None:
 
 async def _submit_another(watch: Watch, run: JobRun) -> None:
     """Ask for something else under the id of a live job."""
-    other = watch.request(seed=22, job_id=run.job_id, prompt=f"{run.request.prompt}, at night")
+    other = watch.request(seed=22, job_id=run.job_id, prompt=f"{run.request.prompt}, in autumn")
     try:
         await watch.session.client.submit(other)
     except ConflictError:

@@ -1,7 +1,6 @@
 """The faulty service with what goes wrong only under load: leaks between jobs, late and foreign callbacks, growth."""
 
 import asyncio
-import io
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
@@ -10,9 +9,8 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 from faulty_service import FaultyService, Flaw
-from faulty_work import Courier, Painter, draw, encode
+from faulty_work import Courier, Painter, draw, encode, pixels_of
 from flaws import Job
-from PIL import Image
 
 
 class Leak(StrEnum):
@@ -45,11 +43,11 @@ class LeakyPainter(Painter):
             case Leak.OLD_FILE_OF_ID:
                 return self._by_id.setdefault(job.id, draw(job.asked))
             case Leak.ROWS_OF_ANOTHER if others:
-                pixels = _pixels(draw(job.asked))
-                pixels[40:60] = _pixels(draw(others[0].asked))[40:60]
+                pixels = pixels_of(draw(job.asked))
+                pixels[40:60] = pixels_of(draw(others[0].asked))[40:60]
                 return encode(pixels)
             case Leak.ROUNDING:
-                pixels = _pixels(draw(job.asked))
+                pixels = pixels_of(draw(job.asked))
                 pixels[::7] += np.uint8(self._drawn % 3)
                 return encode(pixels)
         return draw(job.asked.model_copy(update=self._changes(job, others)))
@@ -128,7 +126,3 @@ class LeakyService(FaultyService):
         if "determinism" in record:
             record["determinism"] = self._determinism
         return record
-
-
-def _pixels(picture: bytes) -> np.ndarray[Any, Any]:
-    return np.array(Image.open(io.BytesIO(picture)))

@@ -9,12 +9,12 @@ from uuid import uuid4
 import httpx
 from fastapi import HTTPException, Request, Response
 from faulty_service import FaultyService
-from faulty_work import Courier, draw
+from faulty_work import Courier, Painter, draw, encode, pixels_of
 from flaws import Flaw, Job
 
 
 class Variation(StrEnum):
-    """What the service does; the last three are right."""
+    """What the service does; those from `SHOWS_REQUEST` on are right."""
 
     FLAPS_BACK = "flaps_back"
     FORGETS_FINAL_JOBS = "forgets_final_jobs"
@@ -27,6 +27,22 @@ class Variation(StrEnum):
     ID_UNDER_ONE_NAME = "id_under_one_name"
     SHOWS_REQUEST = "shows_request"
     BOUNDED_QUEUE = "bounded_queue"
+    OBEDIENT = "obedient"
+
+
+class ObedientPainter(Painter):
+    """Draws a ground that is black or white where the prompt says so."""
+
+    def paint(self, job: Job, others: list[Job]) -> bytes:
+        ground = next((value for name, value in (("black", 2), ("white", 253)) if name in job.asked.prompt), None)
+        picture = super().paint(job, others)
+        if ground is None:
+            return picture
+        pixels = pixels_of(picture)
+        thing = pixels[: len(pixels) // 3].copy()
+        pixels[:] = ground
+        pixels[: len(thing)] = thing
+        return encode(pixels)
 
 
 class VariedCourier(Courier):
@@ -72,6 +88,8 @@ class VariedService(FaultyService):
         super().__init__(complete=complete, **options)
         self.variation = variation
         self._courier = VariedCourier(variation, complete)
+        if variation is Variation.OBEDIENT:
+            self._painter = ObedientPainter(Flaw.NONE)
         self._queue = queue
         self._seen_final: set[str] = set()
 
