@@ -54,10 +54,9 @@ def entry_faults(job_id: str, status: JobStatus, request: InferenceRequest, entr
         found.append((Fault.MISSING_PICTURE, "The callback of a completed job came without its picture."))
     if expected == "failed" and entry.has_image:
         found.append((Fault.WRONG_ANSWER, f"The callback of a job that is {status.status} carries a picture."))
-    if entry.provided_secret != request.callback_secret:
-        given = "none" if entry.provided_secret is None else f"{entry.provided_secret!r}"
-        sentence = f"The callback's X-Callback-Secret is {given}, expected {request.callback_secret!r}."
-        found.append((Fault.WRONG_SECRET, sentence))
+    wrong_secret = secret_fault(request, entry)
+    if wrong_secret is not None:
+        found.append((Fault.WRONG_SECRET, wrong_secret))
     if entry.signature.is_refusal:
         sentence = f"The callback's signature is {entry.signature.value}, by the key that the receiver was given."
         found.append((Fault.WRONG_SIGNATURE, sentence))
@@ -66,6 +65,17 @@ def entry_faults(job_id: str, status: JobStatus, request: InferenceRequest, entr
         sentence = f"The callback arrived {late:.1f} s after the job's expiry ({_iso(request.expiry)})."
         found.append((Fault.CALLBACK_AFTER_EXPIRY, sentence))
     return [Finding(fault=fault, sentence=sentence, job_id=job_id) for fault, sentence in found]
+
+
+def secret_fault(request: InferenceRequest, entry: CallbackEntry) -> str | None:
+    """Say what is wrong with the secret that came, without showing either: reports are sent to others."""
+    if entry.provided_secret == request.callback_secret:
+        return None
+    if entry.provided_secret is None:
+        return "The callback's X-Callback-Secret is missing."
+    if request.callback_secret is None:
+        return "The callback carries an X-Callback-Secret, and the job was given none."
+    return "The callback's X-Callback-Secret is another one than the job was given."
 
 
 def duplicate_faults(job_id: str, entries: Sequence[CallbackEntry]) -> list[Finding]:

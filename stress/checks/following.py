@@ -65,6 +65,7 @@ class Follower:
     async def read(self, run: JobRun, wait_s: float | None = None) -> JobStatus:
         """Read the job's status once and keep it. Raises as `AsyncDarkroomClient.status`."""
         status = await self._session.client.status(run.job_id, wait_s)
+        status = _without_secret(status)
         known = run.status
         run.update(status=status)
         if known is None or _moves(known) != _moves(status):
@@ -120,6 +121,15 @@ class Follower:
         came = f"came {time.monotonic() - first_seen:.1f} s later" if report else f"did not come within {grace_s:g} s"
         sentence = f"The first poll that showed {state} had no `callback` section, which {came}."
         run.found(Fault.FINAL_WITHOUT_CALLBACK, sentence)
+
+
+def _without_secret(status: JobStatus) -> JobStatus:
+    """Leave out the secret where a service repeats the request: the status goes into reports."""
+    echo = (status.model_extra or {}).get("request")
+    if not isinstance(echo, dict) or "callback_secret" not in echo:
+        return status
+    shown = {name: value for name, value in echo.items() if name != "callback_secret"}
+    return status.model_copy(update={"request": shown})
 
 
 def _check_echo(run: JobRun, status: JobStatus) -> None:

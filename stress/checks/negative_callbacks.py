@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from stress.checks.callbacks import UNDELIVERED
+from stress.checks.callbacks import UNDELIVERED, secret_fault
 from stress.checks.features import features_of
 from stress.checks.guard import CheckSkipped, guarded
 from stress.checks.inbox import FaultyInbox
@@ -122,9 +122,9 @@ async def check_wrong_secret(session: Session) -> CheckReport:
         if not entries and is_final:
             run.found(Fault.MISSING_CALLBACK, "No callback arrived, not even one to reject.")
         for entry in entries[:1]:
-            if entry.provided_secret != given:
-                sentence = f"The callback has the secret {entry.provided_secret!r}, the job was given {given!r}."
-                run.found(Fault.WRONG_SECRET, sentence)
+            wrong = secret_fault(run.request, entry)
+            if wrong is not None:
+                run.found(Fault.WRONG_SECRET, wrong)
             elif entry.answered_status != 401:
                 run.found(Fault.KIT, f"The receiver answered {entry.answered_status} to a wrong secret, not 401.")
         report = _section(run)

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 from faulty_service import FaultyService, Flaw
-from kit_sessions import BUDGETS, session_with
+from kit_sessions import BUDGETS, SECRET, session_with
 from varied_service import Variation, VariedService
 
 from stress.checks import negative_callbacks, negative_jobs
 from stress.checks.interference import check_interference
 from stress.checks.jobs import JobRun, Watch
 from stress.checks.load import check_rapid_concurrent
+from stress.checks.negative import Check
 from stress.checks.outcome import CheckReport, Fault, Verdict
 from stress.checks.protocol import check_protocol
 from stress.checks.references import References
@@ -58,6 +59,28 @@ async def test_a_request_that_is_shown_as_it_was_asked_is_no_fault(tmp_path: Pat
     async with session_with(VariedService(Variation.SHOWS_REQUEST), tmp_path) as session:
         report = await check_protocol(session)
     assert report.findings == ()
+    shown = report.model_dump_json()
+    assert "callback_url" in shown
+    assert SECRET not in shown
+
+
+@pytest.mark.parametrize("check", [check_protocol, negative_callbacks.check_wrong_secret])
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Variation.NO_SECRET, "is missing"),
+        (Variation.ANOTHER_SECRET, "is another one than the job was given"),
+    ],
+)
+async def test_a_wrong_secret_is_said_to_be_wrong_without_showing_one(
+    check: Check, fault: Variation, words: str, tmp_path: Path
+) -> None:
+    async with session_with(VariedService(fault), tmp_path) as session:
+        report = await check(session)
+    assert faults(report) == {Fault.WRONG_SECRET}
+    assert words in report.findings[0].sentence
+    shown = report.model_dump_json()
+    assert not any(secret in shown for secret in (SECRET, "not-the-secret", "guessed"))
 
 
 async def test_an_older_service_may_name_the_id_once(tmp_path: Path) -> None:

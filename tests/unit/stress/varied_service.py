@@ -24,6 +24,8 @@ class Variation(StrEnum):
     OTHER_PICTURE_IN_REPEAT = "other_picture_in_repeat"
     NO_CALLBACK_OF_FAILED_JOBS = "no_callback_of_failed_jobs"
     NO_CALLBACK_OF_EVERY_SECOND_JOB = "no_callback_of_every_second_job"
+    NO_SECRET = "no_secret"
+    ANOTHER_SECRET = "another_secret"
     ID_UNDER_ONE_NAME = "id_under_one_name"
     SHOWS_REQUEST = "shows_request"
     BOUNDED_QUEUE = "bounded_queue"
@@ -63,6 +65,9 @@ class VariedCourier(Courier):
         self._jobs += 1
         if self._variation is Variation.NO_CALLBACK_OF_EVERY_SECOND_JOB and self._jobs % 2 == 0:
             return httpx.Response(200)
+        if self._variation in {Variation.NO_SECRET, Variation.ANOTHER_SECRET}:
+            secret = None if self._variation is Variation.NO_SECRET else "guessed"
+            job = replace(job, asked=job.asked.model_copy(update={"callback_secret": secret}))
         answer = await super()._post(job)
         match self._variation:
             case Variation.DELIVERED_TWICE:
@@ -115,7 +120,7 @@ class VariedService(FaultyService):
             case Variation.ID_UNDER_ONE_NAME:
                 del record["job_id"]
             case Variation.SHOWS_REQUEST:
-                record["request"] = job.asked.model_dump(mode="json", exclude={"callback_secret"})
+                record["request"] = job.asked.model_dump(mode="json")
             case Variation.SHOWS_ANOTHER_REQUEST:
                 record["request"] = job.asked.model_dump(mode="json") | {"prompt": "of somebody else"}
         return record
