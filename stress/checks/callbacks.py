@@ -102,6 +102,20 @@ def duplicate_faults(job_id: str, entries: Sequence[CallbackEntry]) -> list[Find
     return [Finding(fault=Fault.DUPLICATE_CALLBACK, sentence=sentence, job_id=job_id) for sentence in found]
 
 
+def repeat_faults(job_id: str, first: CallbackEntry, again: CallbackEntry) -> list[Finding]:
+    """Check a repeat that was announced or asked for: the same `webhook-id`, a higher attempt, the same picture."""
+    found = []
+    if again.webhook_id != first.webhook_id:
+        sentence = f"The repeat has the webhook-id {again.webhook_id!r}, the first had {first.webhook_id!r}."
+        found.append((Fault.DUPLICATE_CALLBACK, sentence))
+    elif first.webhook_id is not None and (again.webhook_attempt or 0) <= (first.webhook_attempt or 0):
+        sentence = f"The repeat says attempt {again.webhook_attempt}, after {first.webhook_attempt}."
+        found.append((Fault.DUPLICATE_CALLBACK, sentence))
+    if again.sha256 != first.sha256:
+        found.append((Fault.CHANGED_BYTES, "The repeat carries another picture than the first callback."))
+    return [Finding(fault=fault, sentence=sentence, job_id=job_id) for fault, sentence in found]
+
+
 def seconds_after_expiry(entry: CallbackEntry, expiry: datetime | None) -> float | None:
     """Return by how many seconds the callback was too late; None if it was in time or nothing expires."""
     if expiry is None or entry.received_at <= expiry + CLOCK_DIFFERENCE:

@@ -58,12 +58,17 @@ class Collector:
         for entry in entries[len(run.entries) :]:
             for finding in callbacks.entry_faults(run.job_id, run.status, run.request, entry):
                 run.found_once(finding.fault, finding.sentence)
-        for finding in callbacks.duplicate_faults(run.job_id, entries):
-            run.found_once(finding.fault, finding.sentence)
+        await self.duplicates(run)
         _compare_entries(run, entries)
         run.entries = entries
         first_s = (entries[0].received_at - self._started_at).total_seconds()
         run.update(callbacks=len(entries), callback_s=first_s)
+
+    async def duplicates(self, run: JobRun) -> None:
+        """Look for duplicates among all callbacks that the job has by now, whatever else they are."""
+        entries = (await self._session.inbox.entries_for(run.job_id))[run.earlier_entries :]
+        for finding in callbacks.duplicate_faults(run.job_id, entries):
+            run.found_once(finding.fault, finding.sentence)
 
     async def pictures(self, run: JobRun, status: JobStatus) -> None:
         """Fetch a completed job's picture on every way, demand that the bytes are the same, and check it."""

@@ -194,6 +194,11 @@ class Watch:
             if run.accepted:
                 await self._collector.read_entries(run)
 
+    async def look_for_duplicates(self, run: JobRun) -> None:
+        """Wait for as long as must stay quiet, then demand that no callback of the job came twice."""
+        await asyncio.sleep(self.session.budgets.quiet_s)
+        await self._collector.duplicates(run)
+
     def report(
         self,
         name: str,

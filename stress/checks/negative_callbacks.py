@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from stress.checks.callbacks import UNDELIVERED, secret_fault
+from stress.checks.callbacks import UNDELIVERED, repeat_faults, secret_fault
 from stress.checks.features import features_of
 from stress.checks.guard import CheckSkipped, guarded
 from stress.checks.inbox import FaultyInbox
@@ -202,20 +202,15 @@ async def _check_failed_with(watch: Watch, run: JobRun, status_code: int) -> str
         run.found(Fault.MISSING_CALLBACK, f"The service announced {expected}; none arrived within {budget_s:g} s.")
         return None
     if not repeats:
+        await watch.look_for_duplicates(run)
         return "This service sends a callback once."
-    first, second = entries[:2]
-    if second.webhook_id != first.webhook_id:
-        sentence = f"The repeat has the webhook-id {second.webhook_id!r}, the first had {first.webhook_id!r}."
-        run.found(Fault.DUPLICATE_CALLBACK, sentence)
-    elif first.webhook_id is not None and (second.webhook_attempt or 0) <= (first.webhook_attempt or 0):
-        sentence = f"The repeat says attempt {second.webhook_attempt}, after {first.webhook_attempt}."
-        run.found(Fault.DUPLICATE_CALLBACK, sentence)
-    if second.sha256 != first.sha256:
-        run.found(Fault.CHANGED_BYTES, "The repeat carries another picture than the first callback.")
+    run.findings += repeat_faults(run.job_id, *entries[:2])
     settled = await watch.section_when(run, lambda now: now.status == "delivered", timeout_s=budget_s)
     if settled is not None and settled.status != "delivered":
         wrong = f"status is {settled.status!r} after the repeat was answered with success, expected 'delivered'"
         _found_in_section(run, [wrong])
+    # Whoever sends twice does so within moments of the repeat that was taken.
+    await watch.look_for_duplicates(run)
     return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
+from stress.checks.callbacks import repeat_faults
 from stress.checks.features import Features, features_of
 from stress.checks.guard import CheckSkipped, guarded
 from stress.checks.jobs import JobRun, Watch
@@ -54,7 +55,7 @@ async def check_same_submission(session: Session) -> CheckReport:
                 await _must_be_live(watch, run)
                 await _submit_again(watch, run, features)
         if run.accepted and run.good:
-            await _one_callback(watch, run)
+            await watch.look_for_duplicates(run)
         return watch.report(name, title, [run])
 
     return await guarded(session, name, title, 1, body)
@@ -95,7 +96,7 @@ async def check_duplicate_submission(session: Session) -> CheckReport:
             await watch.follow(run)
             await watch.collect(run)
         for run in distinct[:1]:
-            await _one_callback(watch, run)
+            await watch.look_for_duplicates(run)
         refused = [run for run in runs if not run.accepted]
         return watch.report(name, title, [*distinct, *refused])
 
@@ -344,13 +345,6 @@ async def _picture_is_served(session: Session, run: JobRun, address: str) -> boo
     return True
 
 
-async def _one_callback(watch: Watch, run: JobRun) -> None:
-    """Demand that no second callback comes."""
-    entries = await watch.session.inbox.wait_for(run.job_id, count=2, timeout_s=watch.session.budgets.quiet_s)
-    if len(entries) > 1:
-        run.found_once(Fault.DUPLICATE_CALLBACK, f"{len(entries)} callbacks arrived for one job.")
-
-
 async def _ask_again(watch: Watch, run: JobRun) -> None:
     session, first = watch.session, run.entries[-1]
     try:
@@ -366,12 +360,5 @@ async def _ask_again(watch: Watch, run: JobRun) -> None:
     if len(entries) < count:
         run.found(Fault.MISSING_CALLBACK, f"The callback that was asked for again did not come within {budget_s:g} s.")
         return
-    again = entries[-1]
-    if again.webhook_id != first.webhook_id:
-        sentence = f"The redelivery has the webhook-id {again.webhook_id!r}, the first had {first.webhook_id!r}."
-        run.found(Fault.WRONG_ANSWER, sentence)
-    elif (again.webhook_attempt or 0) <= (first.webhook_attempt or 0):
-        sentence = f"The redelivery says attempt {again.webhook_attempt}, after {first.webhook_attempt}."
-        run.found(Fault.DUPLICATE_CALLBACK, sentence)
-    if again.sha256 != first.sha256:
-        run.found(Fault.CHANGED_BYTES, "The redelivery carries another picture than the first callback.")
+    run.findings += repeat_faults(run.job_id, first, entries[count - 1])
+    await watch.look_for_duplicates(run)

@@ -47,6 +47,31 @@ async def test_a_variation_is_found_for_the_right_reason(variation: Variation, f
     assert faults(report) == {fault}, report.findings
 
 
+@pytest.mark.parametrize(
+    "check",
+    [
+        negative_callbacks.check_failing_target,
+        negative_callbacks.check_redirecting_target,
+        negative_jobs.check_redeliver,
+    ],
+)
+async def test_a_repeat_that_is_sent_twice_is_found(check: Check, tmp_path: Path) -> None:
+    service = VariedService(Variation.REPEAT_SENT_TWICE)
+    async with session_with(service, tmp_path, budgets=replace(BUDGETS, quiet_s=1.0)) as session:
+        report = await check(session)
+    assert faults(report) == {Fault.DUPLICATE_CALLBACK}, report.findings
+
+
+@pytest.mark.parametrize("check", [check_protocol, negative_jobs.check_duplicate_submission])
+async def test_a_repeat_of_a_sender_that_missed_the_answer_is_no_duplicate(check: Check, tmp_path: Path) -> None:
+    service = VariedService(Variation.REPEATS_THOUGH_TAKEN)
+    async with session_with(service, tmp_path, budgets=replace(BUDGETS, quiet_s=1.0)) as session:
+        report = await check(session)
+        (job,) = report.jobs
+        assert len(await session.inbox.entries_for(job.job_id)) == 2
+    assert report.findings == ()
+
+
 async def test_the_sentence_of_a_status_that_flaps_back_names_both(tmp_path: Path) -> None:
     async with session_with(VariedService(Variation.FLAPS_BACK), tmp_path) as session:
         report = await check_protocol(session)

@@ -24,12 +24,14 @@ class Variation(StrEnum):
     OTHER_PICTURE_IN_REPEAT = "other_picture_in_repeat"
     NO_CALLBACK_OF_FAILED_JOBS = "no_callback_of_failed_jobs"
     NO_CALLBACK_OF_EVERY_SECOND_JOB = "no_callback_of_every_second_job"
+    REPEAT_SENT_TWICE = "repeat_sent_twice"
     NO_SECRET = "no_secret"
     ANOTHER_SECRET = "another_secret"
     ID_UNDER_ONE_NAME = "id_under_one_name"
     SHOWS_REQUEST = "shows_request"
     BOUNDED_QUEUE = "bounded_queue"
     OBEDIENT = "obedient"
+    REPEATS_THOUGH_TAKEN = "repeats_though_taken"
 
 
 class ObedientPainter(Painter):
@@ -75,6 +77,10 @@ class VariedCourier(Courier):
             case Variation.OTHER_PICTURE_IN_REPEAT:
                 other = draw(job.asked.model_copy(update={"seed": job.asked.seed + 1}))
                 self._send_late(replace(job, picture=other, attempts=job.attempts + 1))
+            case Variation.REPEAT_SENT_TWICE if job.attempts > 1:
+                self._send_late(job)
+            case Variation.REPEATS_THOUGH_TAKEN:
+                self._send_late(replace(job, attempts=job.attempts + 1))
         return answer
 
     def _send_late(self, job: Job) -> None:
