@@ -2,9 +2,8 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
-from stress.checks import protocol
+from stress.checks import protocol, strays
 from stress.checks.contamination import check_contamination
 from stress.checks.interference import check_interference
 from stress.checks.load import check_rapid_concurrent, check_rapid_sequential
@@ -14,7 +13,6 @@ from stress.checks.outcome import CheckReport
 from stress.checks.references import References
 from stress.checks.session import Session
 from stress.checks.soak import check_soak
-from stress.checks.strays import check_callbacks_under_load
 from stress.kit_run import PlannedCheck
 
 INTERFERENCE = "interference"
@@ -40,18 +38,16 @@ def _negative(check: Callable[[Session], Awaitable[CheckReport]]) -> PlannedChec
     )
 
 
-def _callbacks_of_all_before() -> PlannedCheck:
-    began = datetime.now(UTC)
-    return PlannedCheck(
-        "callbacks-under-load",
-        "The callbacks of all jobs before, looked at once more: none missing, double, or a stranger's",
-        lambda session, reports: check_callbacks_under_load(session, reports, since=began),
-    )
-
+LATE_CALLBACKS = PlannedCheck(
+    strays.NAME,
+    "The callbacks of all jobs before, looked at once more: none missing, double, or a stranger's",
+    strays.check_late_callbacks,
+)
 
 RUN_CHECKS = (
     PlannedCheck(protocol.NAME, protocol.TITLE, lambda session, _: protocol.check_protocol(session)),
     *(_negative(check) for check in NEGATIVE_CHECKS),
+    LATE_CALLBACKS,
 )
 
 
@@ -80,7 +76,7 @@ def stress_checks(amounts: Amounts, *, references: References | None, interferen
                 session, amounts.beside, references=references, steps=amounts.long_steps
             ),
         ),
-        _callbacks_of_all_before(),
+        LATE_CALLBACKS,
     )
     return tuple(check for check in checks if interference or check.name != INTERFERENCE)
 
@@ -93,5 +89,5 @@ def soak_checks(rate_per_s: float, duration_s: float, memory: MemorySource | Non
             f"{rate_per_s:g} jobs per second for {duration_s:g} s, with latency and memory over time",
             lambda session, _: check_soak(session, rate_per_s=rate_per_s, duration_s=duration_s, memory=memory),
         ),
-        _callbacks_of_all_before(),
+        LATE_CALLBACKS,
     )

@@ -236,7 +236,7 @@ class Watch:
             try:
                 # An older service ignores the key; then only an id of the kit's own keeps a repeat from being a job.
                 repeat = run.request.job_id is not None
-                answer = await self.session.client.submit(run.request, idempotency_key=key, repeat=repeat)
+                answer = await self.session.submit(run.request, idempotency_key=key, repeat=repeat)
                 return answer, self.now_s() - asked_s
             except ServiceBusyError as error:
                 left_s = deadline - time.monotonic()

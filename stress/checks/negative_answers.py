@@ -91,7 +91,7 @@ async def check_unknown_id(session: Session) -> CheckReport:
 async def _refusal_faults(watch: Watch, what: str, fields: dict[str, Any]) -> list[Finding]:
     request = watch.request(seed=41, **CHEAP)
     try:
-        answer = await watch.session.client.submit(request, **fields)
+        answer = await watch.session.submit(request, **fields)
     except AnswerError as error:
         if error.status_code == 422 and error.detail:
             return []

@@ -243,7 +243,7 @@ async def _submit_another(watch: Watch, run: JobRun) -> None:
     """Ask for something else under the id of a live job."""
     other = watch.request(seed=22, job_id=run.job_id, prompt=f"{run.request.prompt}, in autumn")
     try:
-        await watch.session.client.submit(other)
+        await watch.session.submit(other)
     except ConflictError:
         return
     except ServiceError as error:
@@ -258,7 +258,7 @@ async def _submit_again(watch: Watch, run: JobRun, features: Features) -> None:
     client = watch.session.client
     before = await client.status(run.job_id)
     try:
-        answer = await client.submit(run.request)
+        answer = await watch.session.submit(run.request)
     except ConflictError as error:
         if not features.complete:
             raise CheckSkipped("This service refuses every live id with 409, as the first form did.") from error

@@ -64,9 +64,10 @@ class LeakyPainter(Painter):
 
 
 class LeakyCourier(Courier):
-    def __init__(self, leak: Leak) -> None:
+    def __init__(self, leak: Leak, strangers: str) -> None:
         super().__init__(Flaw.NONE, complete=True, retry_s=0.1)
         self._leak = leak
+        self._strangers = strangers
         self._late: set[asyncio.Task[httpx.Response]] = set()
         self._again = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,7 +80,7 @@ class LeakyCourier(Courier):
     async def _post(self, job: Job) -> httpx.Response:
         answer = await super()._post(job)
         if self._leak is Leak.STRANGER:
-            await super()._post(Job(str(uuid4()), job.asked, status="failed", error="Nobody knows."))
+            await super()._post(Job(f"{self._strangers}{uuid4()}", job.asked, status="failed", error="Nobody knows."))
         if self._leak is Leak.LATE_DUPLICATE:
             self._loop = asyncio.get_running_loop()
             task = asyncio.create_task(self._post_late(job))
@@ -92,12 +93,14 @@ class LeakyCourier(Courier):
 
 
 class LeakyService(FaultyService):
-    """As its base class; `determinism` is what it says of every picture."""
+    """As its base class; `determinism` is what it says of every picture, `strangers` begins the ids nobody knows."""
 
-    def __init__(self, leak: Leak = Leak.NONE, *, determinism: str | None = "exact", **options: Any) -> None:
+    def __init__(
+        self, leak: Leak = Leak.NONE, *, determinism: str | None = "exact", strangers: str = "", **options: Any
+    ) -> None:
         super().__init__(**options)
         self.leak = leak
-        self.courier = LeakyCourier(leak)
+        self.courier = LeakyCourier(leak, strangers)
         self._painter = LeakyPainter(leak)
         self._courier = self.courier
         self._determinism = determinism

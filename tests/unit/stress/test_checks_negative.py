@@ -7,8 +7,9 @@ from faulty_service import FaultyService, Flaw
 from kit_sessions import session_with
 
 from stress.callback_server import CallbackServer
+from stress.catalogue import RUN_CHECKS
 from stress.checks.inbox import LocalInbox
-from stress.checks.negative import NEGATIVE_CHECKS, check_negative
+from stress.checks.negative import NEGATIVE_CHECKS
 from stress.checks.negative_answers import INVALID, INVALID_WHEN_COMPLETE, check_invalid_requests, check_unknown_id
 from stress.checks.negative_callbacks import check_failing_target, check_redirecting_target, check_wrong_secret
 from stress.checks.negative_jobs import (
@@ -20,7 +21,7 @@ from stress.checks.negative_jobs import (
     check_redeliver,
     check_same_submission,
 )
-from stress.checks.outcome import Verdict
+from stress.checks.outcome import CheckReport, Verdict
 from stress.checks.session import Inbox
 
 
@@ -40,15 +41,19 @@ def unlocked() -> Iterator[CallbackServer]:
         yield server
 
 
-async def test_every_case_is_reported_in_order_under_a_name_of_its_own(tmp_path: Path) -> None:
+async def test_every_case_of_run_is_reported_in_order_and_the_last_looks_at_all_callbacks(tmp_path: Path) -> None:
+    reports: list[CheckReport] = []
     async with session_with(FaultyService(step_s=0.05), tmp_path) as session:
-        reports = await check_negative(session)
-    assert len({report.name for report in reports}) == len(NEGATIVE_CHECKS)
-    assert [report.name for report in reports] == [
-        check.__name__.removeprefix("check_").replace("_", "-") for check in NEGATIVE_CHECKS
-    ]
+        for planned in RUN_CHECKS:
+            reports.append(await planned.run(session, tuple(reports)))
+    assert [report.name for report in reports] == [planned.name for planned in RUN_CHECKS]
+    assert len({report.name for report in reports}) == len(NEGATIVE_CHECKS) + 2
+    assert [finding for report in reports for finding in report.findings] == []
     skipped = [report.name for report in reports if report.verdict is Verdict.SKIPPED]
     assert skipped == ["job-timeout"]
+    last = reports[-1]
+    assert (last.name, last.verdict) == ("late-callbacks", Verdict.PASSED)
+    assert last.figures["callbacks"] > 10
 
 
 @pytest.mark.parametrize("check", [check_cancel_running, check_cancel_queued, check_redeliver])

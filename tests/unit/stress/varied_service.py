@@ -8,9 +8,10 @@ from uuid import uuid4
 
 import httpx
 from fastapi import HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from faulty_service import FaultyService
 from faulty_work import Courier, Painter, draw, encode, pixels_of
-from flaws import Flaw, Job
+from flaws import Flaw, Job, Submission
 
 
 class Variation(StrEnum):
@@ -25,6 +26,7 @@ class Variation(StrEnum):
     NO_CALLBACK_OF_FAILED_JOBS = "no_callback_of_failed_jobs"
     NO_CALLBACK_OF_EVERY_SECOND_JOB = "no_callback_of_every_second_job"
     REPEAT_SENT_TWICE = "repeat_sent_twice"
+    REFUSES_AND_CALLS_BACK = "refuses_and_calls_back"
     NO_SECRET = "no_secret"
     ANOTHER_SECRET = "another_secret"
     ID_UNDER_ONE_NAME = "id_under_one_name"
@@ -83,6 +85,9 @@ class VariedCourier(Courier):
                 self._send_late(replace(job, attempts=job.attempts + 1))
         return answer
 
+    async def send(self, job: Job) -> None:
+        await super()._post(job)
+
     def _send_late(self, job: Job) -> None:
         async def send() -> None:
             # The job counts as delivered by then, and the kit has seen its first callback.
@@ -98,7 +103,7 @@ class VariedService(FaultyService):
     def __init__(self, variation: Variation, *, complete: bool = True, queue: int = 2, **options: Any) -> None:
         super().__init__(complete=complete, **options)
         self.variation = variation
-        self._courier = VariedCourier(variation, complete)
+        self._courier: VariedCourier = VariedCourier(variation, complete)
         if variation is Variation.OBEDIENT:
             self._painter = ObedientPainter(Flaw.NONE)
         self._queue = queue
@@ -108,7 +113,18 @@ class VariedService(FaultyService):
         waiting = sum(not job.settled.is_set() for job in self._registry.jobs.values())
         if self.variation is Variation.BOUNDED_QUEUE and waiting >= self._queue:
             raise HTTPException(429, "The queue is full.")
-        return await super()._submit(request, request.headers.get("idempotency-key"))
+        try:
+            return await super()._submit(request, request.headers.get("idempotency-key"))
+        except RequestValidationError:
+            if self.variation is Variation.REFUSES_AND_CALLS_BACK:
+                await self._call_back(await request.json())
+            raise
+
+    async def _call_back(self, body: dict[str, Any]) -> None:
+        kept = {name: body[name] for name in ("callback_url", "callback_secret")}
+        if str(kept["callback_url"]).startswith("http"):
+            asked = Submission.model_validate({"prompt": "refused", **kept})
+            await self._courier.send(Job(body["job_id"], asked, status="failed", error="It was refused."))
 
     async def _status(self, job_id: str, wait: float = 0.0) -> dict[str, Any]:
         record = await super()._status(job_id, wait)
