@@ -124,7 +124,7 @@ class Collector:
     async def _is_nobodys(self, entry: CallbackEntry) -> bool:
         """Whether the service knows no job of this id: an equal job rightly gets an equal picture, under its id."""
         try:
-            await self._session.client.status(entry.job_id)
+            await self._session.ask(lambda: self._session.client.status(entry.job_id))
         except JobNotFoundError:
             return True
         except ServiceError:
@@ -138,7 +138,7 @@ class Collector:
     async def _downloaded(self, run: JobRun, address: str) -> bytes | None:
         client = self._session.client
         try:
-            return await (client.result if address == "result" else client.image)(run.job_id)
+            return await self._session.ask(lambda: (client.result if address == "result" else client.image)(run.job_id))
         except PictureNotFoundError:
             raise
         except UnexpectedAnswerError as error:

@@ -40,11 +40,13 @@ class Follower:
         """
         deadline = time.monotonic() + budget_s
         while (left_s := deadline - time.monotonic()) > 0:
-            asked_at = time.monotonic()
+            asked_at, interval_s = time.monotonic(), self._session.budgets.poll_interval_s
             try:
                 status = await self.read(run, int(min(left_s, LONG_POLL_S)) or None)
             except _TROUBLE as error:
                 _note_trouble(run, error)
+                if isinstance(error, ServiceBusyError):
+                    interval_s = max(interval_s, error.retry_after_s or 0.0)
             except JobNotFoundError as error:
                 run.found(Fault.LOST_JOB, f"The job was accepted and is unknown now. {error}")
                 return None
@@ -56,7 +58,7 @@ class Follower:
                     return status
             # A held poll has used up its interval already.
             now = time.monotonic()
-            pause_s = min(asked_at + self._session.budgets.poll_interval_s, deadline) - now
+            pause_s = min(asked_at + interval_s, deadline) - now
             await asyncio.sleep(max(pause_s, 0.0))
         last = f"it was last {run.status.status}" if run.status else "no status could be read"
         run.found(Fault.LATE_JOB, f"The job was not final after {budget_s:.0f} s: {last}.")
@@ -80,7 +82,7 @@ class Follower:
     async def is_forgotten(self, run: JobRun) -> bool:
         """Whether the service says that it knows no such job."""
         try:
-            await self._session.client.status(run.job_id)
+            await self._session.ask(lambda: self._session.client.status(run.job_id))
         except JobNotFoundError:
             return True
         except ServiceError:
@@ -90,7 +92,7 @@ class Follower:
     async def must_stay_final(self, run: JobRun, status: JobStatus) -> None:
         """Read the status of a final job again: it must be the same, if the record is still kept."""
         try:
-            now = await self._session.client.status(run.job_id)
+            now = await self._session.ask(lambda: self._session.client.status(run.job_id))
         except ServiceError:
             # Services may drop the record of a final job at any time; what else fails here is not about this job.
             return

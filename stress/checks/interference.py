@@ -76,7 +76,7 @@ async def _submit_other(
     if not cancel or not run.accepted:
         return run, False
     try:
-        await watch.session.client.cancel(run.job_id)
+        await watch.session.ask(lambda: watch.session.client.cancel(run.job_id))
     except ConflictError:
         # It had ended as an ordinary job by then.
         return run, False
@@ -123,7 +123,7 @@ async def _others(watch: Watch, jobs: int) -> list[InferenceRequest]:
 async def _models(session: Session) -> list[str]:
     """Return the service's models beside its default one, where it says which it has."""
     try:
-        stated = (await session.client.root()).model_extra or {}
+        stated = (await session.ask(session.client.root)).model_extra or {}
     except ServiceError:
         return []
     models = stated.get("models")

@@ -17,6 +17,7 @@ from stress.checks.figures import latencies
 from stress.checks.following import Follower
 from stress.checks.job_run import JobRun
 from stress.checks.outcome import CheckReport, Fault, Finding, JobTrace, Verdict
+from stress.checks.patience import patiently
 from stress.checks.session import Session
 from stress.errors import ServiceBusyError, ServiceError, ServiceUnreachableError, UnexpectedAnswerError
 from stress.image_validator import DEFAULT_SIDE
@@ -24,9 +25,6 @@ from stress.wire import CallbackReport, InferenceRequest, JobState, JobStatus, S
 
 __all__ = ["JobRun", "Watch"]
 
-FIRST_BUSY_PAUSE_S = 0.5
-LONGEST_BUSY_PAUSE_S = 5.0
-"""Of the kit's own pauses while a service is busy; one that the service asks for may be longer."""
 _DEFAULT_STEPS = 28
 """Of the protocol, for requests that leave the steps to the service."""
 
@@ -144,8 +142,8 @@ class Watch:
         return await self._follower.section_when(run, wanted, timeout_s=timeout_s)
 
     async def read(self, run: JobRun) -> JobStatus:
-        """Read the job's status once and keep it. Raises as `AsyncDarkroomClient.status`."""
-        return await self._follower.read(run)
+        """Read the job's status and keep it. Raises as `Session.ask` and `AsyncDarkroomClient.status`."""
+        return await self.session.ask(lambda: self._follower.read(run))
 
     def budget_s(self, request: InferenceRequest, jobs_ahead: int = 0) -> float:
         """Seconds in which this job must be final when so many of its size are before it."""
@@ -229,27 +227,27 @@ class Watch:
 
     async def _answer(self, run: JobRun, key: str, budget_s: float) -> tuple[SubmitAnswer | None, float]:
         """Return the answer and what the last call took, pauses for a busy service left out."""
-        deadline = time.monotonic() + budget_s
-        pause_s = FIRST_BUSY_PAUSE_S
-        while True:
+        took_s = 0.0
+
+        async def submit() -> SubmitAnswer:
+            nonlocal took_s
             asked_s = self.now_s()
             try:
                 # An older service ignores the key; then only an id of the kit's own keeps a repeat from being a job.
                 repeat = run.request.job_id is not None
-                answer = await self.session.submit(run.request, idempotency_key=key, repeat=repeat)
-                return answer, self.now_s() - asked_s
-            except ServiceBusyError as error:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0 or (error.retry_after_s or 0.0) > left_s:
-                    sentence = f"The service was busy, and {budget_s:.0f} s were allowed for the submit. {error}"
-                    run.found(Fault.REFUSED_SUBMIT, sentence)
-                    return None, self.now_s() - asked_s
-                # Not accepted, so sending it again under the same key makes one job.
-                await asyncio.sleep(min(max(pause_s, error.retry_after_s or 0.0), left_s))
-                pause_s = min(2 * pause_s, LONGEST_BUSY_PAUSE_S)
-            except ServiceError as error:
-                run.found(_submit_fault(error), str(error))
-                return None, self.now_s() - asked_s
+                return await self.session.submit(run.request, idempotency_key=key, repeat=repeat)
+            finally:
+                took_s = self.now_s() - asked_s
+
+        try:
+            # Busy means not accepted, so sending it again under the same key makes one job.
+            return await patiently(submit, budget_s), took_s
+        except ServiceBusyError as error:
+            sentence = f"The service was busy, and {budget_s:.0f} s were allowed for the submit. {error}"
+            run.found(Fault.REFUSED_SUBMIT, sentence)
+        except ServiceError as error:
+            run.found(_submit_fault(error), str(error))
+        return None, took_s
 
 
 def _submit_fault(error: ServiceError) -> Fault:

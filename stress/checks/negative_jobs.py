@@ -228,7 +228,7 @@ async def _end(watch: Watch, run: JobRun, features: Features) -> None:
     if run.accepted:
         if features.cancel:
             with suppress(AnswerError):
-                await watch.session.client.cancel(run.job_id)
+                await watch.session.ask(lambda: watch.session.client.cancel(run.job_id))
         await watch.await_final(run)
     # A cancelled job's callback says failed, which is not what this check is about.
     await watch.collect(run, callback=False)
@@ -243,7 +243,7 @@ async def _submit_another(watch: Watch, run: JobRun) -> None:
     """Ask for something else under the id of a live job."""
     other = watch.request(seed=22, job_id=run.job_id, prompt=f"{run.request.prompt}, in autumn")
     try:
-        await watch.session.submit(other)
+        await watch.session.ask(lambda: watch.session.submit(other))
     except ConflictError:
         return
     except ServiceError as error:
@@ -255,10 +255,10 @@ async def _submit_another(watch: Watch, run: JobRun) -> None:
 
 async def _submit_again(watch: Watch, run: JobRun, features: Features) -> None:
     """Ask for the same under the id of a live job."""
-    client = watch.session.client
-    before = await client.status(run.job_id)
+    session = watch.session
+    before = await session.ask(lambda: session.client.status(run.job_id))
     try:
-        answer = await watch.session.submit(run.request)
+        answer = await session.ask(lambda: session.submit(run.request))
     except ConflictError as error:
         if not features.complete:
             raise CheckSkipped("This service refuses every live id with 409, as the first form did.") from error
@@ -269,7 +269,7 @@ async def _submit_again(watch: Watch, run: JobRun, features: Features) -> None:
         return
     if answer.job_id != run.job_id:
         run.found(Fault.WRONG_JOB_ID, f"The second answer is about another job: {answer.job_id!r}.")
-    if (await client.status(run.job_id)).queued_at != before.queued_at:
+    if (await session.ask(lambda: session.client.status(run.job_id))).queued_at != before.queued_at:
         await _must_not_have_ended(watch, run)
         run.found(Fault.DOUBLE_JOB, "The second submission made a new job: its `queued_at` is another.")
 
@@ -311,7 +311,7 @@ async def _queued_job(watch: Watch, runs: list[JobRun]) -> JobRun | None:
 async def _cancel_and_check(watch: Watch, run: JobRun) -> None:
     if run.accepted and run.good:
         try:
-            await watch.session.client.cancel(run.job_id)
+            await watch.session.ask(lambda: watch.session.client.cancel(run.job_id))
         except ConflictError as error:
             raise CheckSkipped(TOO_FAST) from error
         except ServiceError as error:
@@ -336,7 +336,7 @@ async def _must_have_failed(watch: Watch, run: JobRun) -> None:
 
 async def _picture_is_served(session: Session, run: JobRun, address: str) -> bool:
     try:
-        await (session.client.result if address == "result" else session.client.image)(run.job_id)
+        await session.ask(lambda: (session.client.result if address == "result" else session.client.image)(run.job_id))
     except PictureNotFoundError:
         return False
     except ServiceError as error:
@@ -348,7 +348,7 @@ async def _picture_is_served(session: Session, run: JobRun, address: str) -> boo
 async def _ask_again(watch: Watch, run: JobRun) -> None:
     session, first = watch.session, run.entries[-1]
     try:
-        await session.client.redeliver(run.job_id)
+        await session.ask(lambda: session.client.redeliver(run.job_id))
     except (NotFoundError, UnexpectedAnswerError) as error:
         run.found(Fault.WRONG_ANSWER, f"The service offers redelivery at its root path, and then: {error}")
         return

@@ -75,7 +75,7 @@ def _shown(report: CallbackReport) -> dict[str, object]:
 async def _check_root(session: Session, run: JobRun) -> None:
     """Demand that the root path says what answers there."""
     try:
-        info = await session.client.root()
+        info = await session.ask(session.client.root)
     except ServiceError as error:
         run.found(Fault.WRONG_ANSWER, f"The root path must answer with name and version. {error}")
         return

@@ -122,7 +122,7 @@ class References:
 
     async def _asked_identity(self, session: Session) -> str:
         try:
-            info = await session.client.root()
+            info = await session.ask(session.client.root)
         except ServiceError:
             return self._service
         return f"{self._service} {info.name} {info.version}"

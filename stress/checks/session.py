@@ -1,17 +1,21 @@
 """What every check works with: the service, the receiver of its callbacks, the budgets, and whom to tell."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from stress.checks.outcome import CheckReport
+from stress.checks.patience import patiently
 from stress.checks.seen import SeenPictures
 from stress.checks.submitted import SubmittedIds
 from stress.client import AsyncDarkroomClient
 from stress.errors import ServiceError
 from stress.receiver.entries import CallbackEntry
 from stress.wire import InferenceRequest, JobStatus, SubmitAnswer
+
+T = TypeVar("T")
 
 
 class Inbox(Protocol):
@@ -127,3 +131,10 @@ class Session:
             raise
         self.ids.accept(asked, answer.job_id)
         return answer
+
+    async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call of the client; a busy service is asked again for as long as a job without steps may take.
+
+        Raises what the call raises, `ServiceBusyError` when that time is over.
+        """
+        return await patiently(call, self.budgets.base_s)

@@ -9,16 +9,18 @@ from faulty_service import FaultyService, Flaw
 from kit_sessions import BUDGETS, SECRET, session_with
 from varied_service import Variation, VariedService
 
-from stress.checks import negative_callbacks, negative_jobs
+from stress.checks import negative_answers, negative_callbacks, negative_jobs
 from stress.checks.interference import check_interference
 from stress.checks.jobs import JobRun, Watch
 from stress.checks.load import check_rapid_concurrent
 from stress.checks.negative import Check
 from stress.checks.outcome import CheckReport, Fault, Verdict
+from stress.checks.patience import patiently
 from stress.checks.protocol import check_protocol
 from stress.checks.references import References
 from stress.checks.soak import check_soak
 from stress.checks.trends import Allowance
+from stress.errors import ServiceBusyError
 
 IMPATIENT = replace(BUDGETS, callback_s=1.0)
 GENEROUS = Allowance(fraction=5.0, floor=60.0)
@@ -70,6 +72,39 @@ async def test_a_repeat_of_a_sender_that_missed_the_answer_is_no_duplicate(check
         (job,) = report.jobs
         assert len(await session.inbox.entries_for(job.job_id)) == 2
     assert report.findings == ()
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_protocol,
+        negative_answers.check_invalid_requests,
+        negative_answers.check_unknown_id,
+        negative_callbacks.check_failing_target,
+        negative_jobs.check_id_in_use,
+        negative_jobs.check_same_submission,
+        negative_jobs.check_early_result,
+        negative_jobs.check_cancel_running,
+        negative_jobs.check_redeliver,
+    ],
+)
+async def test_a_service_that_answers_every_other_call_that_it_is_busy_passes(check: Check, tmp_path: Path) -> None:
+    async with session_with(VariedService(Variation.OFTEN_BUSY, step_s=0.05), tmp_path) as session:
+        report = await check(session)
+    assert (report.verdict, report.findings) == (Verdict.PASSED, ())
+
+
+async def test_a_service_that_stays_busy_is_given_up_when_the_time_is_over() -> None:
+    calls = 0
+
+    async def call() -> None:
+        nonlocal calls
+        calls += 1
+        raise ServiceBusyError("GET /", 503, "busy", retry_after_s=0.05)
+
+    with pytest.raises(ServiceBusyError):
+        await patiently(call, 0.12)
+    assert 2 <= calls <= 4
 
 
 async def test_the_sentence_of_a_status_that_flaps_back_names_both(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """The faulty service with variations of its flaws, each of which a kit that looks less closely would miss."""
 
 import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
 import httpx
-from fastapi import HTTPException, Request, Response
+from fastapi import FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from faulty_service import FaultyService
 from faulty_work import Courier, Painter, draw, encode, pixels_of
@@ -34,6 +36,7 @@ class Variation(StrEnum):
     BOUNDED_QUEUE = "bounded_queue"
     OBEDIENT = "obedient"
     REPEATS_THOUGH_TAKEN = "repeats_though_taken"
+    OFTEN_BUSY = "often_busy"
 
 
 class ObedientPainter(Painter):
@@ -108,6 +111,20 @@ class VariedService(FaultyService):
             self._painter = ObedientPainter(Flaw.NONE)
         self._queue = queue
         self._seen_final: set[str] = set()
+
+    def _app(self) -> FastAPI:
+        app = super()._app()
+        calls: Counter[tuple[str, str]] = Counter()
+
+        @app.middleware("http")
+        async def answer(request: Request, handle: Callable[[Request], Awaitable[Response]]) -> Response:
+            call = request.method, request.url.path
+            calls[call] += 1
+            if self.variation is Variation.OFTEN_BUSY and calls[call] % 2 and request.url.path != "/health":
+                return Response("Busy.", 503 if calls[call] % 4 == 1 else 429, headers={"Retry-After": "0"})
+            return await handle(request)
+
+        return app
 
     async def _submit(self, request: Request, idempotency_key: str | None = None) -> dict[str, Any]:
         waiting = sum(not job.settled.is_set() for job in self._registry.jobs.values())
