@@ -9,6 +9,8 @@ from stress.wire import CallbackReport, InferenceRequest, JobState, JobStatus
 
 CLOCK_DIFFERENCE = timedelta(seconds=2)
 """By which the receiver's clock may be ahead of the service's."""
+EARLY_CLAIM = timedelta(seconds=2)
+"""By how much a callback may arrive after the service said that it was delivered, for a clock that is set meanwhile."""
 UNDELIVERED = frozenset({"failed", "error"})
 """Services differ in the word for an answer of 400 or more; older ones say `error`, Darkroom `failed`."""
 
@@ -40,6 +42,19 @@ def section_faults(job_id: str, status: JobStatus, report: CallbackReport) -> li
         Finding(fault=Fault.WRONG_CALLBACK_SECTION, sentence=f"The callback section is wrong: {one}.", job_id=job_id)
         for one in wrong
     ]
+
+
+def early_claims(job_id: str, seen_at: datetime | None, entries: Sequence[CallbackEntry]) -> list[Finding]:
+    """Find a callback that the section called delivered, as seen at this moment, before any had arrived.
+
+    Both moments must be of one clock.
+    """
+    first = min((entry.received_at for entry in entries), default=None)
+    if seen_at is None or first is None or first <= seen_at + EARLY_CLAIM:
+        return []
+    late_s = (first - seen_at).total_seconds()
+    sentence = f"The callback section said 'delivered' {late_s:.1f} s before the first callback arrived."
+    return [Finding(fault=Fault.WRONG_CALLBACK_SECTION, sentence=sentence, job_id=job_id)]
 
 
 def entry_faults(job_id: str, status: JobStatus, request: InferenceRequest, entry: CallbackEntry) -> list[Finding]:

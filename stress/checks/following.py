@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from stress.checks.job_run import JobRun
 from stress.checks.outcome import Fault
@@ -68,6 +69,8 @@ class Follower:
         """Read the job's status once and keep it. Raises as `AsyncDarkroomClient.status`."""
         status = await self._session.client.status(run.job_id, wait_s)
         status = _without_secret(status)
+        if run.delivered_seen_at is None and status.callback is not None and status.callback.status == "delivered":
+            run.delivered_seen_at = datetime.now(UTC)
         known = run.status
         run.update(status=status)
         if known is None or _moves(known) != _moves(status):

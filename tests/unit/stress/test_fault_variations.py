@@ -1,6 +1,7 @@
 """Faults that hide: each is found for the right reason, and what only looks like one raises no alarm."""
 
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from faulty_service import FaultyService, Flaw
 from kit_sessions import BUDGETS, SECRET, session_with
 from varied_service import Variation, VariedService
 
-from stress.checks import negative_answers, negative_callbacks, negative_jobs
+from stress.checks import callbacks, negative_answers, negative_callbacks, negative_jobs
 from stress.checks.interference import check_interference
 from stress.checks.jobs import JobRun, Watch
 from stress.checks.load import check_rapid_concurrent
@@ -105,6 +106,25 @@ async def test_a_service_that_stays_busy_is_given_up_when_the_time_is_over() -> 
     with pytest.raises(ServiceBusyError):
         await patiently(call, 0.12)
     assert 2 <= calls <= 4
+
+
+async def test_a_callback_that_is_called_delivered_before_it_is_sent_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "EARLY_CLAIM", timedelta(seconds=0.05))
+    async with session_with(VariedService(Variation.CLAIMS_EARLY), tmp_path) as session:
+        report = await check_protocol(session)
+    assert faults(report) == {Fault.WRONG_CALLBACK_SECTION}
+    assert "before the first callback arrived" in report.findings[0].sentence
+
+
+async def test_a_callback_that_is_called_delivered_when_it_is_passes_whatever_the_tolerance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(callbacks, "EARLY_CLAIM", timedelta(0))
+    async with session_with(FaultyService(), tmp_path) as session:
+        report = await check_rapid_concurrent(session, 5)
+    assert report.findings == ()
 
 
 async def test_the_sentence_of_a_status_that_flaps_back_names_both(tmp_path: Path) -> None:

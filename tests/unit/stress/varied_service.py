@@ -29,6 +29,7 @@ class Variation(StrEnum):
     NO_CALLBACK_OF_EVERY_SECOND_JOB = "no_callback_of_every_second_job"
     REPEAT_SENT_TWICE = "repeat_sent_twice"
     REFUSES_AND_CALLS_BACK = "refuses_and_calls_back"
+    CLAIMS_EARLY = "claims_early"
     NO_SECRET = "no_secret"
     ANOTHER_SECRET = "another_secret"
     ID_UNDER_ONE_NAME = "id_under_one_name"
@@ -65,6 +66,12 @@ class VariedCourier(Courier):
         if self._variation is Variation.NO_CALLBACK_OF_FAILED_JOBS and job.status != "completed":
             job.callback = {"status": "skipped", "reason": "no_picture", "payload_status": "failed"}
             job.settled.set()
+            return
+        if self._variation is Variation.CLAIMS_EARLY:
+            job.callback = {"status": "delivered", "status_code": 200, "payload_status": job.payload_status}
+            job.settled.set()
+            await job.seen.wait()
+            await super()._attempt(job)
             return
         await super().deliver(job)
 
@@ -151,6 +158,8 @@ class VariedService(FaultyService):
             raise HTTPException(404, "There is no such job.")
         if record["status"] in {"completed", "failed", "timeout"}:
             self._seen_final.add(job_id)
+            # Sent off a moment after the answer that calls it delivered.
+            asyncio.get_running_loop().call_later(0.2, self._registry.find(job_id).seen.set)
         return record
 
     def _record(self, job: Job) -> dict[str, Any]:
