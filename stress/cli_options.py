@@ -103,7 +103,13 @@ class Options:
         ),
     ] = None
     expiry_minutes: Annotated[
-        int | None, _option("--expiry-minutes", min=1, panel=_PICTURE, help="\\[5; 10 with stress and soak]")
+        int | None,
+        _option(
+            "--expiry-minutes",
+            min=1,
+            panel=_PICTURE,
+            help="\\[5; 10 with stress and soak; more where the budgets leave a job more time]",
+        ),
     ] = None
 
     poll_budget: Annotated[
@@ -175,7 +181,8 @@ class Options:
     def asking(self, *, expiry_minutes: float) -> Asking:
         """Return what to draw; `expiry_minutes` is the command's own default."""
         minutes = expiry_minutes if self.expiry_minutes is None else self.expiry_minutes
-        return Asking(self.prompt, self.width, self.height, self.quick_steps, self.seed, minutes)
+        fixed = self.expiry_minutes is not None
+        return Asking(self.prompt, self.width, self.height, self.quick_steps, self.seed, minutes, fixed)
 
     def budgets(self) -> Budgets:
         """Return how long to wait."""

@@ -59,6 +59,7 @@ class Plan:
             "steps": asking.steps,
             "seed": asking.seed,
             "expiry_minutes": asking.expiry_minutes,
+            "expiry": "fixed" if asking.expiry_is_fixed else "later for jobs that may take longer",
             "adapters": [adapter or "base model" for adapter in self.adapters],
             "poll_budget_s": budgets.base_s,
             "poll_budget_per_megapixel_step_s": budgets.per_megapixel_step_s,

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 from stress.checks.contamination import compare
 from stress.checks.features import features_of
@@ -108,7 +109,7 @@ async def _began(watch: Watch, run: JobRun) -> None:
 async def _others(watch: Watch, jobs: int) -> list[InferenceRequest]:
     adapters = [adapter for adapter in watch.session.adapters if adapter]
     if adapters:
-        ways: list[dict[str, object]] = [{"lora_path": adapter} for adapter in adapters]
+        ways: list[dict[str, Any]] = [{"lora_path": adapter} for adapter in adapters]
     else:
         asking, models = watch.session.asking, await _models(watch.session)
         width, height = _smaller(asking.width), _smaller(asking.height)

@@ -57,11 +57,11 @@ class Watch:
         """Seconds since the check began."""
         return time.monotonic() - self._started
 
-    def request(self, *, seed: int, label: str = "", **fields: object) -> InferenceRequest:
+    def request(self, *, seed: int, label: str = "", jobs_ahead: int = 0, **fields: object) -> InferenceRequest:
         """Return the session's request with this seed, a callback to the inbox, and an id of the kit's own.
 
         The id makes a repeated submission harmless on services without idempotency keys; `label` becomes part of it.
-        `fields` override; one that is None is left out.
+        `fields` override; one that is None is left out. The callback expires as `expiry` says.
         """
         asking, session = self.session.asking, self.session
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(part for part in ("kit", self.check, label) if part))[:80]
@@ -74,10 +74,25 @@ class Watch:
             "job_id": f"{name}-{uuid4().hex[:12]}",
             "callback_url": session.inbox.callback_url,
             "callback_secret": session.secret or None,
-            "expiry": datetime.now(UTC) + timedelta(minutes=asking.expiry_minutes),
             **fields,
         }
-        return InferenceRequest.model_validate({key: value for key, value in values.items() if value is not None})
+        wish = InferenceRequest.model_validate({key: value for key, value in values.items() if value is not None})
+        if "expiry" in fields:
+            return wish
+        return wish.model_copy(update={"expiry": self.expiry([wish], jobs_ahead)})
+
+    def expiry(self, requests: Sequence[InferenceRequest], jobs_ahead: int = 0, *, least_s: float = 0.0) -> datetime:
+        """Return when callbacks of jobs that are submitted now shall expire.
+
+        That is after the session's minutes, or later if one of the jobs, with so many others before it, may rightly
+        take longer, or if `least_s` is longer; exactly after them where they are fixed.
+        """
+        asking, now = self.session.asking, datetime.now(UTC)
+        asked_s = 60 * asking.expiry_minutes
+        if asking.expiry_is_fixed:
+            return now + timedelta(seconds=asked_s)
+        longest_s = max((self.budget_s(request, jobs_ahead) for request in requests), default=0.0)
+        return now + timedelta(seconds=max(asked_s, least_s, longest_s + self.session.budgets.callback_s))
 
     async def submit(
         self,

@@ -89,6 +89,8 @@ class Asking:
     steps: int = 20
     seed: int = 42
     expiry_minutes: float = 5.0
+    """From the submit on; later where the budgets leave a job more time, unless `expiry_is_fixed`."""
+    expiry_is_fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
