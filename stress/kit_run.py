@@ -151,7 +151,7 @@ async def _inbox(plan: Plan, progress: ConsoleProgress) -> AsyncIterator[Inbox]:
     settings = plan.settings
     base = settings.callback_base_url
     if not plan.own_receiver:
-        async with RemoteInbox(base) as remote:
+        async with RemoteInbox(base, control_token=settings.callback_control_token) as remote:
             try:
                 await remote.entries()
             except InboxUnreachableError as error:

@@ -17,7 +17,10 @@ from stress.wire import CallbackReport, InferenceRequest, JobState
 
 CHEAP: dict[str, Any] = {"width": 256, "height": 256, "num_inference_steps": 4}
 """What a job asks for where the picture is not the point."""
-NO_MISBEHAVIOUR = "This receiver cannot be told to misbehave. Use the one that the kit starts."
+NO_MISBEHAVIOUR = (
+    "This receiver cannot be told to misbehave. Use the one that the kit starts, or one of this kit's elsewhere with "
+    "its control token in ASYNC_CALLBACK_CONTROL_TOKEN."
+)
 
 
 async def check_expired(session: Session) -> CheckReport:

@@ -90,6 +90,8 @@ def receiver(
         settings.callback_bind_host or host_of(base),
         0 if _is_anywhere(settings, service) else port_of(base),
         secret=settings.callback_secret,
+        signing_secret=settings.callback_signing_secret,
+        public_key=settings.callback_public_key,
         storage=tmp_path_factory.mktemp("callbacks"),
     )
     with server:
@@ -102,7 +104,7 @@ async def inbox(settings: KitSettings, service: Service, receiver: CallbackServe
     if receiver is not None:
         yield LocalInbox(receiver, None if _is_anywhere(settings, service) else base)
         return
-    async with RemoteInbox(base) as remote:
+    async with RemoteInbox(base, control_token=settings.callback_control_token) as remote:
         try:
             await remote.entries()
         except InboxUnreachableError as error:

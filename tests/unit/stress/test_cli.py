@@ -24,6 +24,7 @@ from stress.background_server import BackgroundServer
 from stress.callback_server import CallbackServer
 from stress.checks.outcome import KitReport, Verdict
 from stress.cli import app
+from stress.receiver import control
 
 ROOT = Path(__file__).parents[3]
 SMALL = ("--width", "128", "--height", "128", "--steps", "2", "--poll-interval", "0.05", "--poll-budget", "60")
@@ -231,6 +232,29 @@ def test_a_receiver_elsewhere_is_used_when_told(service: FaultyService, tmp_path
     result = CliRunner().invoke(app, ["--miner-url", service.url, "--callback-base", receiver.url, *flags])
     assert result.exit_code == 2
     assert receiver.url in result.stderr
+
+
+@pytest.mark.parametrize(("token", "verdict"), [("t0ken", "passed"), ("", "skipped")])
+def test_a_receiver_elsewhere_misbehaves_for_whoever_has_its_control_token(
+    token: str, verdict: str, service: FaultyService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNC_CALLBACK_CONTROL_TOKEN", token)
+    # As for a caller on another machine.
+    monkeypatch.setattr(control, "_is_local", lambda _: False)
+    path = tmp_path / "kit.json"
+    flags = ["--no-auto-callback", "--only", "failing-target", "--pictures", str(tmp_path), "--json", str(path)]
+    with CallbackServer(secret="test-secret", control_token="t0ken") as receiver:
+        CliRunner().invoke(app, ["--miner-url", service.url, "--callback-base", receiver.url, *flags, *SMALL])
+    (check,) = json.loads(path.read_text())["checks"]
+    assert check["verdict"] == verdict
+    assert ("ASYNC_CALLBACK_CONTROL_TOKEN" in (check["note"] or "")) == (verdict == "skipped")
+
+
+def test_only_skipped_checks_exit_2_because_nothing_was_checked(kit: Kit, service: FaultyService) -> None:
+    result = kit("--miner-url", service.url, "--only", "job-timeout", *SMALL)
+    assert result.exit_code == 2
+    assert "- Total tests: 0" in result.stdout
+    assert "Nothing could be checked" in result.stderr
 
 
 @pytest.mark.parametrize(
