@@ -16,7 +16,14 @@ from pydantic import ValidationError
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
-from stress.callback_server import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_STORAGE, CallbackServer, serve_forever
+from stress.callback_server import (
+    DEFAULT_HOST,
+    DEFAULT_MAX_PICTURE_BYTES,
+    DEFAULT_PORT,
+    DEFAULT_STORAGE,
+    CallbackServer,
+    serve_forever,
+)
 from stress.catalogue import RUN_CHECKS, Amounts, soak_checks, stress_checks
 from stress.checks.interference import LONG_STEPS
 from stress.checks.memory import MetricsMemory, ProcessMemory
@@ -155,6 +162,9 @@ def callback_server(
     port: Annotated[int, typer.Option(min=0, max=65535)] = DEFAULT_PORT,
     storage: Annotated[Path, typer.Option(help="Folder for pictures and records.", file_okay=False)] = DEFAULT_STORAGE,
     keep: Annotated[bool, typer.Option("--keep", help="Go on with the records of an earlier run.")] = False,
+    max_picture_mb: Annotated[
+        int, typer.Option(min=1, help="Megabytes of pictures to keep; beyond that the oldest go.")
+    ] = DEFAULT_MAX_PICTURE_BYTES // 1_000_000,
 ) -> None:
     """Receive callbacks and show them at / until Ctrl-C."""
     settings = _settings(Options())
@@ -168,6 +178,7 @@ def callback_server(
             control_token=settings.callback_control_token,
             storage=storage,
             keep=keep,
+            max_picture_bytes=max_picture_mb * 1_000_000,
         )
         serve_forever(
             server,
