@@ -1,7 +1,7 @@
 """Which checks there are, by command, in the order in which they are made."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from stress.checks import protocol, strays
 from stress.checks.contamination import check_contamination
@@ -13,6 +13,7 @@ from stress.checks.outcome import CheckReport
 from stress.checks.references import References
 from stress.checks.session import Session
 from stress.checks.soak import check_soak
+from stress.checks.telling import Telling
 from stress.kit_run import PlannedCheck
 
 INTERFERENCE = "interference"
@@ -33,9 +34,13 @@ class Amounts:
 def _negative(check: Callable[[Session], Awaitable[CheckReport]]) -> PlannedCheck:
     # Their name is that of the function, and the first line of its words says what it demands.
     words = (check.__doc__ or "").splitlines()[0]
-    return PlannedCheck(
-        check.__name__.removeprefix("check_").replace("_", "-"), words, lambda session, _: check(session)
-    )
+    name = check.__name__.removeprefix("check_").replace("_", "-")
+    return PlannedCheck(name, words, lambda session, _: check(_telling(session)))
+
+
+def _telling(session: Session) -> Session:
+    """Return the session with one that prints the title and the verdict of each check."""
+    return replace(session, progress=Telling(session.progress))
 
 
 LATE_CALLBACKS = PlannedCheck(
@@ -47,7 +52,7 @@ LATE_CALLBACKS = PlannedCheck(
 RUN_CHECKS = (
     PlannedCheck(protocol.NAME, protocol.TITLE, lambda session, _: protocol.check_protocol(session)),
     *(_negative(check) for check in NEGATIVE_CHECKS),
-    LATE_CALLBACKS,
+    replace(LATE_CALLBACKS, run=lambda session, before: strays.check_late_callbacks(_telling(session), before)),
 )
 
 

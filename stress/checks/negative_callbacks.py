@@ -13,6 +13,7 @@ from stress.checks.inbox import FaultyInbox
 from stress.checks.jobs import JobRun, Watch
 from stress.checks.outcome import CheckReport, Fault
 from stress.checks.session import Session
+from stress.checks.telling import metadata_line
 from stress.wire import CallbackReport, InferenceRequest, JobState
 
 CHEAP: dict[str, Any] = {"width": 256, "height": 256, "num_inference_steps": 4}
@@ -40,6 +41,7 @@ async def check_expired(session: Session) -> CheckReport:
             report = run.status.callback
             if report is not None and report.status != "expired":
                 run.found(Fault.WRONG_CALLBACK_SECTION, f"callback.status is {report.status!r}, expected 'expired'.")
+            session.progress.line(metadata_line(report))
             for _ in await session.inbox.wait_for(run.job_id, timeout_s=session.budgets.quiet_s):
                 run.found_once(Fault.CALLBACK_AFTER_EXPIRY, "A callback was sent for a job that had expired.")
         await watch.collect(run, callback=False)

@@ -46,6 +46,8 @@ async def test_every_case_of_run_is_reported_in_order_and_the_last_looks_at_all_
     async with session_with(FaultyService(step_s=0.05), tmp_path) as session:
         for planned in RUN_CHECKS:
             reports.append(await planned.run(session, tuple(reports)))
+        printed = session.progress.lines  # type: ignore[attr-defined]
+        assert session.progress.reports == reports  # type: ignore[attr-defined]
     assert [report.name for report in reports] == [planned.name for planned in RUN_CHECKS]
     assert len({report.name for report in reports}) == len(NEGATIVE_CHECKS) + 2
     assert [finding for report in reports for finding in report.findings] == []
@@ -54,6 +56,16 @@ async def test_every_case_of_run_is_reported_in_order_and_the_last_looks_at_all_
     last = reports[-1]
     assert (last.name, last.verdict) == ("late-callbacks", Verdict.PASSED)
     assert last.figures["callbacks"] > 10
+    titles = [index for index, line in enumerate(printed) if line.startswith("📝 ")]
+    assert [printed[index] for index in titles] == [f"📝 {report.title}" for report in reports]
+    assert {printed[index - 1] for index in titles} == {""}
+    # The lines of the first case are specified, and have no verdict.
+    assert printed[titles[1] - 2].startswith("      ↳ Image stored at: ")
+    verdicts = [printed[index - 2] for index in titles[2:]] + printed[-1:]
+    skipped_at = [report.name for report in reports[1:]].index("job-timeout")
+    assert verdicts.pop(skipped_at) == f"   ⏭️ Skipped: {reports[skipped_at + 1].note}"
+    assert set(verdicts) == {"   ✅ Passed"}
+    assert sum("Callback metadata: {'status': 'expired'" in line for line in printed) == 1
 
 
 @pytest.mark.parametrize("check", [check_cancel_running, check_cancel_queued, check_redeliver])

@@ -10,6 +10,7 @@ from faulty_service import FaultyService, Flaw
 from kit_sessions import BUDGETS, SECRET, session_with
 from varied_service import Variation, VariedService
 
+from stress.catalogue import RUN_CHECKS
 from stress.checks import callbacks, negative_answers, negative_callbacks, negative_jobs
 from stress.checks.interference import check_interference
 from stress.checks.jobs import JobRun, Watch
@@ -20,6 +21,7 @@ from stress.checks.patience import patiently
 from stress.checks.protocol import check_protocol
 from stress.checks.references import References
 from stress.checks.soak import check_soak
+from stress.checks.telling import metadata_line
 from stress.checks.trends import Allowance
 from stress.errors import ServiceBusyError
 
@@ -124,6 +126,27 @@ async def test_a_callback_that_is_called_delivered_when_it_is_passes_whatever_th
     monkeypatch.setattr(callbacks, "EARLY_CLAIM", timedelta(0))
     async with session_with(FaultyService(), tmp_path) as session:
         report = await check_rapid_concurrent(session, 5)
+    assert report.findings == ()
+
+
+async def test_what_is_wrong_with_a_case_of_run_is_printed_below_its_title(tmp_path: Path) -> None:
+    (unknown,) = [planned for planned in RUN_CHECKS if planned.name == "unknown-id"]
+    async with session_with(FaultyService(Flaw.INVENTS_JOBS), tmp_path) as session:
+        report = await unknown.run(session, ())
+        assert session.progress.lines == [  # type: ignore[attr-defined]
+            "",
+            f"📝 {report.title}",
+            "   ❌ wrong_answer: The status of an unknown job was answered with success, expected HTTP 404.",
+        ]
+
+
+def test_a_job_without_a_callback_section_has_its_line_too() -> None:
+    assert metadata_line(None) == "   ℹ️ No callback metadata recorded"  # noqa: RUF001 - as specified
+
+
+async def test_a_service_under_a_prefix_may_say_so_in_its_answers(tmp_path: Path) -> None:
+    async with session_with(VariedService(Variation.UNDER_A_PREFIX), tmp_path) as session:
+        report = await check_protocol(session)
     assert report.findings == ()
 
 

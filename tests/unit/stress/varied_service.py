@@ -38,6 +38,7 @@ class Variation(StrEnum):
     OBEDIENT = "obedient"
     REPEATS_THOUGH_TAKEN = "repeats_though_taken"
     OFTEN_BUSY = "often_busy"
+    UNDER_A_PREFIX = "under_a_prefix"
 
 
 class ObedientPainter(Painter):
@@ -138,11 +139,14 @@ class VariedService(FaultyService):
         if self.variation is Variation.BOUNDED_QUEUE and waiting >= self._queue:
             raise HTTPException(429, "The queue is full.")
         try:
-            return await super()._submit(request, request.headers.get("idempotency-key"))
+            answer = await super()._submit(request, request.headers.get("idempotency-key"))
         except RequestValidationError:
             if self.variation is Variation.REFUSES_AND_CALLS_BACK:
                 await self._call_back(await request.json())
             raise
+        if self.variation is Variation.UNDER_A_PREFIX:
+            answer |= {name: f"/pictures{answer[name]}" for name in ("status_url", "result_url")}
+        return answer
 
     async def _call_back(self, body: dict[str, Any]) -> None:
         kept = {name: body[name] for name in ("callback_url", "callback_secret")}
