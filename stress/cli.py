@@ -34,6 +34,7 @@ from stress.errors import BackgroundServerError
 from stress.kit_run import Plan, PlannedCheck, run_plan
 from stress.kit_settings import KitSettings
 from stress.preflight import EnvironmentProblem
+from stress.repeating import repeating
 from stress.reports import words
 from stress.reports.console import ConsoleProgress, print_line, print_problem, print_summary, print_table, print_wide
 from stress.reports.html import write_html
@@ -196,9 +197,11 @@ def _check(command: str, options: Options, checks: Sequence[PlannedCheck], *, ex
             print_line(f"{check.name:<24} {check.title}")
         return
     _demand_text(options.prompt)
+    settings = _settings(options)
     plan = Plan(
         command=command,
-        settings=_settings(options),
+        repeat=repeating(command, options.given or {}, settings),
+        settings=settings,
         checks=_chosen(checks, options),
         asking=options.asking(expiry_minutes=expiry_minutes),
         budgets=options.budgets(),
