@@ -28,6 +28,7 @@ DEFAULT_PORT = 8092
 DEFAULT_STORAGE = Path("mock_callbacks")
 DEFAULT_MAX_BODY_BYTES = 20_000_000
 DEFAULT_MAX_ENTRIES = 10_000
+DEFAULT_MAX_PICTURE_BYTES = 500_000_000
 DEFAULT_WAIT_S = 90.0
 
 
@@ -39,7 +40,8 @@ class CallbackServer(BackgroundServer):
 
     The latest `max_entries` callbacks stay readable after `stop`. Pictures and records go to `storage`; what an
     earlier receiver wrote there is removed at the first start, or with `keep` read back. Without `storage`
-    pictures are in a temporary folder that `stop` removes. Port 0 takes a free port and keeps it over a restart.
+    pictures are in a temporary folder that `stop` removes. When the pictures take more than `max_picture_bytes`, the
+    oldest go, and their records stay. Port 0 takes a free port and keeps it over a restart.
 
     `/misbehaviour` may be set over HTTP from this machine, and with `control_token` from anywhere. Bound to other
     than loopback the receiver shows all it received, secrets included, to whoever can reach it.
@@ -62,10 +64,11 @@ class CallbackServer(BackgroundServer):
         control_token: str | None = None,
         max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
         max_entries: int = DEFAULT_MAX_ENTRIES,
+        max_picture_bytes: int = DEFAULT_MAX_PICTURE_BYTES,
     ) -> None:
         self._log = CallbackLog(max_entries)
         self._script = FaultScript()
-        self._storage = Storage(self._log, storage, keep=keep)
+        self._storage = Storage(self._log, storage, keep=keep, max_picture_bytes=max_picture_bytes)
         self._checks = PictureChecks(self._storage)
         desk = Desk(
             self._log,

@@ -10,6 +10,7 @@ import anyio
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from stress.bounded import AnswerTooLong, read_bounded
 from stress.errors import (
     AnswerError,
     ConflictError,
@@ -29,7 +30,6 @@ Model = TypeVar("Model", bound=BaseModel)
 MAX_ATTEMPTS = 3
 FIRST_BACKOFF_S = 0.2
 MAX_CONNECT_S = 10.0
-# A service under test is a stranger: an answer without end must not fill the validator's memory.
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_DETAIL_CHARS = 500
 MAX_RETRY_AFTER_S = 3600.0
@@ -184,22 +184,18 @@ class Caller:
             async with self._client.stream(
                 call.method, call.path, params=call.params, json=call.json, headers=call.headers
             ) as response:
-                content = await _read_bounded(call, response)
+                content = await _read(call, response)
                 return Answer(call, response.status_code, response.headers, content)
 
 
-async def _read_bounded(call: Call, response: httpx.Response) -> bytes:
-    content = bytearray()
+async def _read(call: Call, response: httpx.Response) -> bytes:
     try:
-        async for chunk in response.aiter_bytes():
-            content += chunk
-            if len(content) > MAX_ANSWER_BYTES:
-                detail = f"the body is longer than {MAX_ANSWER_BYTES} bytes"
-                raise UnexpectedAnswerError(str(call), response.status_code, detail)
+        return await read_bounded(response, MAX_ANSWER_BYTES)
+    except AnswerTooLong as error:
+        raise UnexpectedAnswerError(str(call), response.status_code, str(error)) from error
     except httpx.DecodingError as error:
         detail = f"the body is not in its stated Content-Encoding ({error})"
         raise UnexpectedAnswerError(str(call), response.status_code, detail) from error
-    return bytes(content)
 
 
 def _reason(error: Exception) -> str:

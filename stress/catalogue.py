@@ -1,10 +1,9 @@
 """Which checks there are, by command, in the order in which they are made."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 
-from stress.checks import protocol
+from stress.checks import protocol, strays
 from stress.checks.contamination import check_contamination
 from stress.checks.interference import check_interference
 from stress.checks.load import check_rapid_concurrent, check_rapid_sequential
@@ -14,7 +13,7 @@ from stress.checks.outcome import CheckReport
 from stress.checks.references import References
 from stress.checks.session import Session
 from stress.checks.soak import check_soak
-from stress.checks.strays import check_callbacks_under_load
+from stress.checks.telling import Telling
 from stress.kit_run import PlannedCheck
 
 INTERFERENCE = "interference"
@@ -35,23 +34,25 @@ class Amounts:
 def _negative(check: Callable[[Session], Awaitable[CheckReport]]) -> PlannedCheck:
     # Their name is that of the function, and the first line of its words says what it demands.
     words = (check.__doc__ or "").splitlines()[0]
-    return PlannedCheck(
-        check.__name__.removeprefix("check_").replace("_", "-"), words, lambda session, _: check(session)
-    )
+    name = check.__name__.removeprefix("check_").replace("_", "-")
+    return PlannedCheck(name, words, lambda session, _: check(_telling(session)))
 
 
-def _callbacks_of_all_before() -> PlannedCheck:
-    began = datetime.now(UTC)
-    return PlannedCheck(
-        "callbacks-under-load",
-        "The callbacks of all jobs before, looked at once more: none missing, double, or a stranger's",
-        lambda session, reports: check_callbacks_under_load(session, reports, since=began),
-    )
+def _telling(session: Session) -> Session:
+    """Return the session with one that prints the title and the verdict of each check."""
+    return replace(session, progress=Telling(session.progress))
 
+
+LATE_CALLBACKS = PlannedCheck(
+    strays.NAME,
+    "The callbacks of all jobs before, looked at once more: none missing, double, or a stranger's",
+    strays.check_late_callbacks,
+)
 
 RUN_CHECKS = (
     PlannedCheck(protocol.NAME, protocol.TITLE, lambda session, _: protocol.check_protocol(session)),
     *(_negative(check) for check in NEGATIVE_CHECKS),
+    replace(LATE_CALLBACKS, run=lambda session, before: strays.check_late_callbacks(_telling(session), before)),
 )
 
 
@@ -80,7 +81,7 @@ def stress_checks(amounts: Amounts, *, references: References | None, interferen
                 session, amounts.beside, references=references, steps=amounts.long_steps
             ),
         ),
-        _callbacks_of_all_before(),
+        LATE_CALLBACKS,
     )
     return tuple(check for check in checks if interference or check.name != INTERFERENCE)
 
@@ -93,5 +94,5 @@ def soak_checks(rate_per_s: float, duration_s: float, memory: MemorySource | Non
             f"{rate_per_s:g} jobs per second for {duration_s:g} s, with latency and memory over time",
             lambda session, _: check_soak(session, rate_per_s=rate_per_s, duration_s=duration_s, memory=memory),
         ),
-        _callbacks_of_all_before(),
+        LATE_CALLBACKS,
     )

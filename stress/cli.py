@@ -1,7 +1,7 @@
 """The command line of the validators' kit: `python -m stress.cli run|stress|soak|validate|callback-server`.
 
 Without a command it does `run`. Exit codes: 0 every check passed, 1 a check failed, 2 wrong usage or environment
-(nothing to check, port taken), 130 interrupted; what was found until then is in the reports.
+(nobody there, port taken, every check skipped), 130 interrupted; what was found until then is in the reports.
 """
 
 import logging
@@ -16,22 +16,30 @@ from pydantic import ValidationError
 from rich.logging import RichHandler
 from typer.core import TyperGroup
 
-from stress.callback_server import DEFAULT_HOST, DEFAULT_PORT, DEFAULT_STORAGE, CallbackServer, serve_forever
+from stress.callback_server import (
+    DEFAULT_HOST,
+    DEFAULT_MAX_PICTURE_BYTES,
+    DEFAULT_PORT,
+    DEFAULT_STORAGE,
+    CallbackServer,
+    serve_forever,
+)
 from stress.catalogue import RUN_CHECKS, Amounts, soak_checks, stress_checks
 from stress.checks.interference import LONG_STEPS
 from stress.checks.memory import MetricsMemory, ProcessMemory
-from stress.checks.outcome import KitReport
+from stress.checks.outcome import KitReport, Verdict
 from stress.checks.references import References
 from stress.cli_options import Options, takes_options
 from stress.errors import BackgroundServerError
 from stress.kit_run import Plan, PlannedCheck, run_plan
 from stress.kit_settings import KitSettings
 from stress.preflight import EnvironmentProblem
+from stress.repeating import repeating
+from stress.reports import words
 from stress.reports.console import ConsoleProgress, print_line, print_problem, print_summary, print_table, print_wide
 from stress.reports.html import write_html
 from stress.reports.json_report import write_json
 from stress.reports.junit import write_junit
-from stress.reports.words import was_interrupted
 from stress.validate import exit_code, to_json, to_table, validate_paths
 
 # A field's name and value as HTTP allows them (RFC 9110, 5.1 and 5.5), without the bytes that have no common meaning.
@@ -155,6 +163,9 @@ def callback_server(
     port: Annotated[int, typer.Option(min=0, max=65535)] = DEFAULT_PORT,
     storage: Annotated[Path, typer.Option(help="Folder for pictures and records.", file_okay=False)] = DEFAULT_STORAGE,
     keep: Annotated[bool, typer.Option("--keep", help="Go on with the records of an earlier run.")] = False,
+    max_picture_mb: Annotated[
+        int, typer.Option(min=1, help="Megabytes of pictures to keep; beyond that the oldest go.")
+    ] = DEFAULT_MAX_PICTURE_BYTES // 1_000_000,
 ) -> None:
     """Receive callbacks and show them at / until Ctrl-C."""
     settings = _settings(Options())
@@ -168,6 +179,7 @@ def callback_server(
             control_token=settings.callback_control_token,
             storage=storage,
             keep=keep,
+            max_picture_bytes=max_picture_mb * 1_000_000,
         )
         serve_forever(
             server,
@@ -185,9 +197,11 @@ def _check(command: str, options: Options, checks: Sequence[PlannedCheck], *, ex
             print_line(f"{check.name:<24} {check.title}")
         return
     _demand_text(options.prompt)
+    settings = _settings(options)
     plan = Plan(
         command=command,
-        settings=_settings(options),
+        repeat=repeating(command, options.given or {}, settings),
+        settings=settings,
         checks=_chosen(checks, options),
         asking=options.asking(expiry_minutes=expiry_minutes),
         budgets=options.budgets(),
@@ -209,10 +223,12 @@ def _check(command: str, options: Options, checks: Sequence[PlannedCheck], *, ex
     print_summary(report)
     if not options.quiet:
         print_table(report)
-    if was_interrupted(report):
+    if words.was_interrupted(report):
         raise typer.Exit(INTERRUPTED)
-    if not report.passed:
+    if words.count(report.checks, Verdict.FAILED):
         raise typer.Exit(FAILED)
+    if not report.passed:
+        raise _unusable("Nothing could be checked: every check was skipped, and its note says why.")
     raise typer.Exit(0 if written else UNUSABLE)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,6 +17,7 @@ from stress.kit_settings import (
     EVERY_ADDRESS,
     KitSettings,
 )
+from stress.repeating import given_options
 
 _SERVICE = "Service and receiver"
 _PICTURE = "What is asked for"
@@ -103,7 +104,13 @@ class Options:
         ),
     ] = None
     expiry_minutes: Annotated[
-        int | None, _option("--expiry-minutes", min=1, panel=_PICTURE, help="\\[5; 10 with stress and soak]")
+        int | None,
+        _option(
+            "--expiry-minutes",
+            min=1,
+            panel=_PICTURE,
+            help="\\[5; 10 with stress and soak; more where the budgets leave a job more time]",
+        ),
     ] = None
 
     poll_budget: Annotated[
@@ -167,6 +174,9 @@ class Options:
     ] = None
     quiet: Annotated[bool, _option("-q", "--quiet", panel=_REPORTS, help="No live progress, no table.")] = False
 
+    given: Mapping[str, tuple[str, ...]] | None = None
+    """No flag: the words of those that were given, by their names here."""
+
     @property
     def quick_steps(self) -> int:
         """Denoising steps to ask for: as told, else few if quick, else the specified number."""
@@ -175,7 +185,8 @@ class Options:
     def asking(self, *, expiry_minutes: float) -> Asking:
         """Return what to draw; `expiry_minutes` is the command's own default."""
         minutes = expiry_minutes if self.expiry_minutes is None else self.expiry_minutes
-        return Asking(self.prompt, self.width, self.height, self.quick_steps, self.seed, minutes)
+        fixed = self.expiry_minutes is not None
+        return Asking(self.prompt, self.width, self.height, self.quick_steps, self.seed, minutes, fixed)
 
     def budgets(self) -> Budgets:
         """Return how long to wait."""
@@ -203,14 +214,17 @@ def takes_options(command: Callable[..., None]) -> Callable[..., None]:
     shared = [
         inspect.Parameter(one.name, inspect.Parameter.KEYWORD_ONLY, default=one.default, annotation=one.type)
         for one in fields(Options)
+        if one.name != "given"
     ]
 
     @functools.wraps(command)
-    def called(**values: Any) -> None:
+    def called(context: typer.Context, **values: Any) -> None:
         mine = {one.name: values.pop(one.name) for one in own}
-        command(Options(**values), **mine)
+        command(Options(**values, given=given_options(context)), **mine)
 
     keyword_only = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in own]
-    called.__signature__ = inspect.Signature([*shared, *keyword_only])  # type: ignore[attr-defined]
-    called.__annotations__ = {one.name: one.annotation for one in (*shared, *keyword_only)}
+    context = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    every = [context, *shared, *keyword_only]
+    called.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    called.__annotations__ = {one.name: one.annotation for one in every}
     return called

@@ -13,7 +13,7 @@ from pathlib import Path
 from stress.aiohttp_transport import AiohttpTransport
 from stress.callback_server import DEFAULT_STORAGE, CallbackServer
 from stress.checks.inbox import InboxUnreachableError, LocalInbox, RemoteInbox
-from stress.checks.outcome import CheckReport, KitReport, Verdict
+from stress.checks.outcome import CheckReport, JobTrace, KitReport, Verdict
 from stress.checks.session import Asking, Budgets, Inbox, Session
 from stress.client import AsyncDarkroomClient
 from stress.errors import BackgroundServerError
@@ -42,6 +42,8 @@ class Plan:
     checks: Sequence[PlannedCheck]
     asking: Asking
     budgets: Budgets
+    repeat: str | None = None
+    """The line for a shell that makes the same call."""
     adapters: tuple[str, ...] = ("",)
     headers: Mapping[str, str] = field(default_factory=dict)
     own_receiver: bool = True
@@ -59,6 +61,7 @@ class Plan:
             "steps": asking.steps,
             "seed": asking.seed,
             "expiry_minutes": asking.expiry_minutes,
+            "expiry": "fixed" if asking.expiry_is_fixed else "later for jobs that may take longer",
             "adapters": [adapter or "base model" for adapter in self.adapters],
             "poll_budget_s": budgets.base_s,
             "poll_budget_per_megapixel_step_s": budgets.per_megapixel_step_s,
@@ -72,6 +75,7 @@ class Plan:
 class _Outcome:
     """What is known so far, readable after an interruption too."""
 
+    keeps_pictures: bool
     info: ServiceInfo | None = None
     running: PlannedCheck | None = None
     running_since: float = 0.0
@@ -80,7 +84,8 @@ class _Outcome:
     def ended(self, report: CheckReport) -> None:
         """Keep the report of the check that ran, under the name by which --only and --skip know it."""
         if self.running is not None:
-            self.checks.append(report.model_copy(update={"name": self.running.name}))
+            jobs = report.jobs if self.keeps_pictures else tuple(map(_without_path, report.jobs))
+            self.checks.append(report.model_copy(update={"name": self.running.name, "jobs": jobs}))
             self.running = None
 
 
@@ -90,7 +95,7 @@ def run_plan(plan: Plan, progress: ConsoleProgress) -> KitReport:
     Raises:
         EnvironmentProblem: there is nothing to check, or nowhere to receive callbacks.
     """
-    outcome = _Outcome()
+    outcome = _Outcome(keeps_pictures=plan.pictures is not None)
     started_at, began = datetime.now(UTC), time.monotonic()
     settings = plan.facts()
     with progress:
@@ -104,6 +109,7 @@ def run_plan(plan: Plan, progress: ConsoleProgress) -> KitReport:
     return KitReport(
         kit_version=_kit_version(),
         command=plan.command,
+        repeat=plan.repeat,
         service_url=plan.settings.miner_url,
         service_name=outcome.info.name if outcome.info else None,
         service_version=outcome.info.version if outcome.info else None,
@@ -150,7 +156,7 @@ async def _inbox(plan: Plan, progress: ConsoleProgress) -> AsyncIterator[Inbox]:
     settings = plan.settings
     base = settings.callback_base_url
     if not plan.own_receiver:
-        async with RemoteInbox(base) as remote:
+        async with RemoteInbox(base, control_token=settings.callback_control_token) as remote:
             try:
                 await remote.entries()
             except InboxUnreachableError as error:
@@ -182,6 +188,12 @@ async def _inbox(plan: Plan, progress: ConsoleProgress) -> AsyncIterator[Inbox]:
         yield LocalInbox(server, base)
     finally:
         await asyncio.to_thread(server.stop)
+
+
+def _without_path(job: JobTrace) -> JobTrace:
+    """Leave out where a picture was: the folder is gone when the report is read."""
+    picture = job.picture
+    return job if picture is None else job.model_copy(update={"picture": picture.model_copy(update={"path": None})})
 
 
 def _interrupted(check: PlannedCheck, progress: ConsoleProgress, seconds: float) -> CheckReport:

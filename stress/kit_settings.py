@@ -3,7 +3,7 @@
 from typing import Annotated
 from urllib.parse import SplitResult, urlsplit
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_SERVICE_URL = "http://localhost:8091"
@@ -23,6 +23,10 @@ def _base_url(value: str) -> str:
         raise ValueError("an address must not hold credentials; pass those with --header 'Authorization: ...'")
     _ = split.port  # raises ValueError for a port that is no number or too large
     return value.rstrip("/")
+
+
+def _is_yes(value: object) -> object:
+    return value.strip().lower() in {"1", "true", "yes"} if isinstance(value, str) else value
 
 
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
@@ -62,17 +66,16 @@ class KitSettings(BaseSettings):
         validation_alias="ASYNC_CALLBACK_CONTROL_TOKEN",
         description="Lets other machines tell the receiver to misbehave.",
     )
-    use_external_callback: bool = Field(
+    use_external_callback: Annotated[bool, BeforeValidator(_is_yes)] = Field(
         default=False,
         validation_alias="ASYNC_USE_EXTERNAL_CALLBACK",
-        description="pytest only: a receiver runs already at the base URL.",
+        description="pytest only, 1, true or yes: a receiver runs already at the base URL.",
     )
     stress_concurrent: int = Field(default=10, ge=1, validation_alias="STRESS_TEST_CONCURRENT")
     stress_sequential: int = Field(default=5, ge=1, validation_alias="STRESS_TEST_SEQUENTIAL")
     enable_training: bool = Field(
         default=True, validation_alias="ENABLE_TRAINING", description="Whether the interference check runs."
     )
-    enable_kontext_edit: bool = Field(default=False, validation_alias="ENABLE_KONTEXT_EDIT")
 
     @property
     def names_a_service(self) -> bool:

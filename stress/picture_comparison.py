@@ -90,16 +90,6 @@ class Match:
         return self.kind in {MatchKind.IDENTICAL, MatchKind.NEAR, MatchKind.UNKNOWN}
 
 
-def same_bytes(one: bytes, other: bytes) -> bool:
-    """Tell whether two files are equal, metadata included."""
-    return one == other
-
-
-def same_pixels(one: Pixels, other: Pixels) -> bool:
-    """Tell whether two pictures have one size and the same values throughout."""
-    return np.array_equal(one, other)
-
-
 def distance(one: Pixels, other: Pixels) -> Distance:
     """Measure how far two pictures are apart.
 

@@ -3,9 +3,13 @@
 import socket
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from serve_app.settings import Settings
 from stress.client import DarkroomClient
+
+if TYPE_CHECKING:
+    # The validators' tests share this package, and run where the service is not installed.
+    from serve_app.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,7 @@ class App:
 
     name: str
     url: str
-    settings: Settings
+    settings: "Settings"
 
     @property
     def folder(self) -> Path:

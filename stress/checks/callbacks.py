@@ -9,6 +9,8 @@ from stress.wire import CallbackReport, InferenceRequest, JobState, JobStatus
 
 CLOCK_DIFFERENCE = timedelta(seconds=2)
 """By which the receiver's clock may be ahead of the service's."""
+EARLY_CLAIM = timedelta(seconds=2)
+"""By how much a callback may arrive after the service said that it was delivered, for a clock that is set meanwhile."""
 UNDELIVERED = frozenset({"failed", "error"})
 """Services differ in the word for an answer of 400 or more; older ones say `error`, Darkroom `failed`."""
 
@@ -42,6 +44,19 @@ def section_faults(job_id: str, status: JobStatus, report: CallbackReport) -> li
     ]
 
 
+def early_claims(job_id: str, seen_at: datetime | None, entries: Sequence[CallbackEntry]) -> list[Finding]:
+    """Find a callback that the section called delivered, as seen at this moment, before any had arrived.
+
+    Both moments must be of one clock.
+    """
+    first = min((entry.received_at for entry in entries), default=None)
+    if seen_at is None or first is None or first <= seen_at + EARLY_CLAIM:
+        return []
+    late_s = (first - seen_at).total_seconds()
+    sentence = f"The callback section said 'delivered' {late_s:.1f} s before the first callback arrived."
+    return [Finding(fault=Fault.WRONG_CALLBACK_SECTION, sentence=sentence, job_id=job_id)]
+
+
 def entry_faults(job_id: str, status: JobStatus, request: InferenceRequest, entry: CallbackEntry) -> list[Finding]:
     """Check one callback as it arrived."""
     found = []
@@ -54,10 +69,9 @@ def entry_faults(job_id: str, status: JobStatus, request: InferenceRequest, entr
         found.append((Fault.MISSING_PICTURE, "The callback of a completed job came without its picture."))
     if expected == "failed" and entry.has_image:
         found.append((Fault.WRONG_ANSWER, f"The callback of a job that is {status.status} carries a picture."))
-    if entry.provided_secret != request.callback_secret:
-        given = "none" if entry.provided_secret is None else f"{entry.provided_secret!r}"
-        sentence = f"The callback's X-Callback-Secret is {given}, expected {request.callback_secret!r}."
-        found.append((Fault.WRONG_SECRET, sentence))
+    wrong_secret = secret_fault(request, entry)
+    if wrong_secret is not None:
+        found.append((Fault.WRONG_SECRET, wrong_secret))
     if entry.signature.is_refusal:
         sentence = f"The callback's signature is {entry.signature.value}, by the key that the receiver was given."
         found.append((Fault.WRONG_SIGNATURE, sentence))
@@ -66,6 +80,17 @@ def entry_faults(job_id: str, status: JobStatus, request: InferenceRequest, entr
         sentence = f"The callback arrived {late:.1f} s after the job's expiry ({_iso(request.expiry)})."
         found.append((Fault.CALLBACK_AFTER_EXPIRY, sentence))
     return [Finding(fault=fault, sentence=sentence, job_id=job_id) for fault, sentence in found]
+
+
+def secret_fault(request: InferenceRequest, entry: CallbackEntry) -> str | None:
+    """Say what is wrong with the secret that came, without showing either: reports are sent to others."""
+    if entry.provided_secret == request.callback_secret:
+        return None
+    if entry.provided_secret is None:
+        return "The callback's X-Callback-Secret is missing."
+    if request.callback_secret is None:
+        return "The callback carries an X-Callback-Secret, and the job was given none."
+    return "The callback's X-Callback-Secret is another one than the job was given."
 
 
 def duplicate_faults(job_id: str, entries: Sequence[CallbackEntry]) -> list[Finding]:
@@ -90,6 +115,20 @@ def duplicate_faults(job_id: str, entries: Sequence[CallbackEntry]) -> list[Find
             ids.add(entry.webhook_id)
         accepted = accepted or entry.was_accepted
     return [Finding(fault=Fault.DUPLICATE_CALLBACK, sentence=sentence, job_id=job_id) for sentence in found]
+
+
+def repeat_faults(job_id: str, first: CallbackEntry, again: CallbackEntry) -> list[Finding]:
+    """Check a repeat that was announced or asked for: the same `webhook-id`, a higher attempt, the same picture."""
+    found = []
+    if again.webhook_id != first.webhook_id:
+        sentence = f"The repeat has the webhook-id {again.webhook_id!r}, the first had {first.webhook_id!r}."
+        found.append((Fault.DUPLICATE_CALLBACK, sentence))
+    elif first.webhook_id is not None and (again.webhook_attempt or 0) <= (first.webhook_attempt or 0):
+        sentence = f"The repeat says attempt {again.webhook_attempt}, after {first.webhook_attempt}."
+        found.append((Fault.DUPLICATE_CALLBACK, sentence))
+    if again.sha256 != first.sha256:
+        found.append((Fault.CHANGED_BYTES, "The repeat carries another picture than the first callback."))
+    return [Finding(fault=fault, sentence=sentence, job_id=job_id) for fault, sentence in found]
 
 
 def seconds_after_expiry(entry: CallbackEntry, expiry: datetime | None) -> float | None:

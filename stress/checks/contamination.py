@@ -16,8 +16,9 @@ from stress.wire import InferenceRequest
 
 ORDER_SEED = 200
 REUSE_SEED = 300
-_FIRST_WISH = "a blue triangle on a white background"
-_SECOND_WISH = "a red heart on a black background"
+# On grounds of middle brightness: an obedient model must not be taken for one that draws black or white pictures.
+_FIRST_WISH = "a blue triangle on a yellow background"
+_SECOND_WISH = "a red heart on a green background"
 _FAULTS = {MatchKind.SWAPPED: Fault.SWAPPED_PICTURE, MatchKind.STALE: Fault.STALE_PICTURE}
 
 

@@ -27,7 +27,7 @@ class Features:
 async def features_of(session: Session) -> Features:
     """Ask the service what it offers; nothing more than the first form if it does not say."""
     try:
-        info = await session.client.root()
+        info = await session.ask(session.client.root)
     except ServiceError:
         return Features(cancel=False, redeliver=False)
     routes = (info.model_extra or {}).get("endpoints", {})

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from stress.checks.job_run import JobRun
 from stress.checks.outcome import Fault
@@ -40,11 +41,13 @@ class Follower:
         """
         deadline = time.monotonic() + budget_s
         while (left_s := deadline - time.monotonic()) > 0:
-            asked_at = time.monotonic()
+            asked_at, interval_s = time.monotonic(), self._session.budgets.poll_interval_s
             try:
                 status = await self.read(run, int(min(left_s, LONG_POLL_S)) or None)
             except _TROUBLE as error:
                 _note_trouble(run, error)
+                if isinstance(error, ServiceBusyError):
+                    interval_s = max(interval_s, error.retry_after_s or 0.0)
             except JobNotFoundError as error:
                 run.found(Fault.LOST_JOB, f"The job was accepted and is unknown now. {error}")
                 return None
@@ -56,7 +59,7 @@ class Follower:
                     return status
             # A held poll has used up its interval already.
             now = time.monotonic()
-            pause_s = min(asked_at + self._session.budgets.poll_interval_s, deadline) - now
+            pause_s = min(asked_at + interval_s, deadline) - now
             await asyncio.sleep(max(pause_s, 0.0))
         last = f"it was last {run.status.status}" if run.status else "no status could be read"
         run.found(Fault.LATE_JOB, f"The job was not final after {budget_s:.0f} s: {last}.")
@@ -65,6 +68,9 @@ class Follower:
     async def read(self, run: JobRun, wait_s: float | None = None) -> JobStatus:
         """Read the job's status once and keep it. Raises as `AsyncDarkroomClient.status`."""
         status = await self._session.client.status(run.job_id, wait_s)
+        status = _without_secret(status)
+        if run.delivered_seen_at is None and status.callback is not None and status.callback.status == "delivered":
+            run.delivered_seen_at = datetime.now(UTC)
         known = run.status
         run.update(status=status)
         if known is None or _moves(known) != _moves(status):
@@ -79,7 +85,7 @@ class Follower:
     async def is_forgotten(self, run: JobRun) -> bool:
         """Whether the service says that it knows no such job."""
         try:
-            await self._session.client.status(run.job_id)
+            await self._session.ask(lambda: self._session.client.status(run.job_id))
         except JobNotFoundError:
             return True
         except ServiceError:
@@ -89,7 +95,7 @@ class Follower:
     async def must_stay_final(self, run: JobRun, status: JobStatus) -> None:
         """Read the status of a final job again: it must be the same, if the record is still kept."""
         try:
-            now = await self._session.client.status(run.job_id)
+            now = await self._session.ask(lambda: self._session.client.status(run.job_id))
         except ServiceError:
             # Services may drop the record of a final job at any time; what else fails here is not about this job.
             return
@@ -120,6 +126,15 @@ class Follower:
         came = f"came {time.monotonic() - first_seen:.1f} s later" if report else f"did not come within {grace_s:g} s"
         sentence = f"The first poll that showed {state} had no `callback` section, which {came}."
         run.found(Fault.FINAL_WITHOUT_CALLBACK, sentence)
+
+
+def _without_secret(status: JobStatus) -> JobStatus:
+    """Leave out the secret where a service repeats the request: the status goes into reports."""
+    echo = (status.model_extra or {}).get("request")
+    if not isinstance(echo, dict) or "callback_secret" not in echo:
+        return status
+    shown = {name: value for name, value in echo.items() if name != "callback_secret"}
+    return status.model_copy(update={"request": shown})
 
 
 def _check_echo(run: JobRun, status: JobStatus) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Collection, Coroutine, Iterable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from stress.checks.figures import latencies
@@ -12,14 +11,16 @@ from stress.wire import InferenceRequest, JobState
 
 T = TypeVar("T")
 
-MIN_EXPIRY = timedelta(minutes=10)
+MIN_EXPIRY_S = 600.0
 
 
 def expiring(watch: Watch, requests: Iterable[InferenceRequest]) -> list[InferenceRequest]:
-    """Return the requests with an expiry in 10 minutes, or later if that many jobs may rightly take longer."""
+    """Return the requests with an expiry in 10 minutes, or later if that many jobs may rightly take longer.
+
+    One that the session has fixed goes before that.
+    """
     asked = list(requests)
-    longest_s = max((watch.budget_s(request, len(asked)) for request in asked), default=0.0)
-    expiry = datetime.now(UTC) + max(MIN_EXPIRY, timedelta(seconds=longest_s + watch.session.budgets.callback_s))
+    expiry = watch.expiry(asked, len(asked), least_s=MIN_EXPIRY_S)
     return [request.model_copy(update={"expiry": expiry}) for request in asked]
 
 

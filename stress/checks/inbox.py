@@ -4,11 +4,13 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
 import httpx
 from pydantic import ValidationError
 
+from stress.bounded import AnswerTooLong, read_bounded
 from stress.callback_server import CallbackServer
 from stress.checks.session import Inbox
 from stress.errors import CallbackWaitTimeoutError, KitError
@@ -18,6 +20,8 @@ REMOTE_TIMEOUT_S = 10.0
 """For connecting and for each read."""
 REMOTE_WHOLE_S = 30.0
 """For a whole answer: a list of thousands of callbacks, or a picture."""
+MAX_REMOTE_BYTES = 64 * 1024 * 1024
+"""Above the longest list of this kit's receiver, and above any picture that it takes."""
 REMOTE_ATTEMPTS = 3
 """One lost connection to the receiver must not end a check of hundreds of jobs."""
 FIRST_INTERVAL_S = 0.2
@@ -32,6 +36,13 @@ class InboxUnreachableError(KitError):
             f"The callback receiver at {url} cannot be read: {reason}. Start one there (the command callback-server), "
             "or correct the callback base URL."
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    url: str
+    status_code: int
+    content: bytes
 
 
 @runtime_checkable
@@ -156,11 +167,11 @@ class RemoteInbox:
     async def _list(self, params: Mapping[str, str]) -> tuple[CallbackEntry, ...]:
         answer = await self._call("GET", "/callbacks", params=params)
         if answer.status_code != 200:
-            raise InboxUnreachableError(str(answer.url), f"it answered HTTP {answer.status_code}")
+            raise InboxUnreachableError(answer.url, f"it answered HTTP {answer.status_code}")
         try:
             return CallbackList.model_validate_json(answer.content).callbacks
         except ValidationError as error:
-            raise InboxUnreachableError(str(answer.url), f"its list is of another form ({error})") from error
+            raise InboxUnreachableError(answer.url, f"its list is of another form ({error})") from error
 
     async def _call(
         self,
@@ -170,14 +181,20 @@ class RemoteInbox:
         params: Mapping[str, str] | None = None,
         json: object | None = None,
         headers: Mapping[str, str] | None = None,
-    ) -> httpx.Response:
+    ) -> _Answer:
         attempts = REMOTE_ATTEMPTS if method == "GET" else 1
         while True:
             attempts -= 1
             try:
                 # httpx bounds each read; a body that drips would never end.
-                async with asyncio.timeout(REMOTE_WHOLE_S):
-                    return await self._client.request(method, path, params=params, json=json, headers=headers)
+                async with (
+                    asyncio.timeout(REMOTE_WHOLE_S),
+                    self._client.stream(method, path, params=params, json=json, headers=headers) as response,
+                ):
+                    content = await read_bounded(response, MAX_REMOTE_BYTES)
+                    return _Answer(str(response.url), response.status_code, content)
+            except AnswerTooLong as error:
+                raise InboxUnreachableError(f"{self._base_url}{path}", str(error)) from error
             except (httpx.HTTPError, TimeoutError) as error:
                 if not attempts:
                     reason = f"{type(error).__name__}: {error}"

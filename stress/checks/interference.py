@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
+from typing import Any
 
 from stress.checks.contamination import compare
 from stress.checks.features import features_of
@@ -76,7 +77,7 @@ async def _submit_other(
     if not cancel or not run.accepted:
         return run, False
     try:
-        await watch.session.client.cancel(run.job_id)
+        await watch.session.ask(lambda: watch.session.client.cancel(run.job_id))
     except ConflictError:
         # It had ended as an ordinary job by then.
         return run, False
@@ -108,7 +109,7 @@ async def _began(watch: Watch, run: JobRun) -> None:
 async def _others(watch: Watch, jobs: int) -> list[InferenceRequest]:
     adapters = [adapter for adapter in watch.session.adapters if adapter]
     if adapters:
-        ways: list[dict[str, object]] = [{"lora_path": adapter} for adapter in adapters]
+        ways: list[dict[str, Any]] = [{"lora_path": adapter} for adapter in adapters]
     else:
         asking, models = watch.session.asking, await _models(watch.session)
         width, height = _smaller(asking.width), _smaller(asking.height)
@@ -123,7 +124,7 @@ async def _others(watch: Watch, jobs: int) -> list[InferenceRequest]:
 async def _models(session: Session) -> list[str]:
     """Return the service's models beside its default one, where it says which it has."""
     try:
-        stated = (await session.client.root()).model_extra or {}
+        stated = (await session.ask(session.client.root)).model_extra or {}
     except ServiceError:
         return []
     models = stated.get("models")

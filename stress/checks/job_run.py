@@ -1,6 +1,7 @@
 """One job while a check watches it."""
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from stress.checks.outcome import Fault, Finding, JobTrace
@@ -20,6 +21,8 @@ class JobRun:
     answer: SubmitAnswer | None = None
     earlier_entries: int = 0
     """Callbacks that earlier jobs of the same id have had."""
+    delivered_seen_at: datetime | None = None
+    """When a poll first showed that the callback was delivered, by the clock of this machine."""
     received: bytes | None = field(default=None, repr=False)
     """The picture as it came with the callback, or else as it was downloaded; None after `release`."""
 

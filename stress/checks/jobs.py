@@ -17,6 +17,7 @@ from stress.checks.figures import latencies
 from stress.checks.following import Follower
 from stress.checks.job_run import JobRun
 from stress.checks.outcome import CheckReport, Fault, Finding, JobTrace, Verdict
+from stress.checks.patience import patiently
 from stress.checks.session import Session
 from stress.errors import ServiceBusyError, ServiceError, ServiceUnreachableError, UnexpectedAnswerError
 from stress.image_validator import DEFAULT_SIDE
@@ -24,9 +25,6 @@ from stress.wire import CallbackReport, InferenceRequest, JobState, JobStatus, S
 
 __all__ = ["JobRun", "Watch"]
 
-FIRST_BUSY_PAUSE_S = 0.5
-LONGEST_BUSY_PAUSE_S = 5.0
-"""Of the kit's own pauses while a service is busy; one that the service asks for may be longer."""
 _DEFAULT_STEPS = 28
 """Of the protocol, for requests that leave the steps to the service."""
 
@@ -59,11 +57,11 @@ class Watch:
         """Seconds since the check began."""
         return time.monotonic() - self._started
 
-    def request(self, *, seed: int, label: str = "", **fields: object) -> InferenceRequest:
+    def request(self, *, seed: int, label: str = "", jobs_ahead: int = 0, **fields: object) -> InferenceRequest:
         """Return the session's request with this seed, a callback to the inbox, and an id of the kit's own.
 
         The id makes a repeated submission harmless on services without idempotency keys; `label` becomes part of it.
-        `fields` override; one that is None is left out.
+        `fields` override; one that is None is left out. The callback expires as `expiry` says.
         """
         asking, session = self.session.asking, self.session
         name = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(part for part in ("kit", self.check, label) if part))[:80]
@@ -76,10 +74,25 @@ class Watch:
             "job_id": f"{name}-{uuid4().hex[:12]}",
             "callback_url": session.inbox.callback_url,
             "callback_secret": session.secret or None,
-            "expiry": datetime.now(UTC) + timedelta(minutes=asking.expiry_minutes),
             **fields,
         }
-        return InferenceRequest.model_validate({key: value for key, value in values.items() if value is not None})
+        wish = InferenceRequest.model_validate({key: value for key, value in values.items() if value is not None})
+        if "expiry" in fields:
+            return wish
+        return wish.model_copy(update={"expiry": self.expiry([wish], jobs_ahead)})
+
+    def expiry(self, requests: Sequence[InferenceRequest], jobs_ahead: int = 0, *, least_s: float = 0.0) -> datetime:
+        """Return when callbacks of jobs that are submitted now shall expire.
+
+        That is after the session's minutes, or later if one of the jobs, with so many others before it, may rightly
+        take longer, or if `least_s` is longer; exactly after them where they are fixed.
+        """
+        asking, now = self.session.asking, datetime.now(UTC)
+        asked_s = 60 * asking.expiry_minutes
+        if asking.expiry_is_fixed:
+            return now + timedelta(seconds=asked_s)
+        longest_s = max((self.budget_s(request, jobs_ahead) for request in requests), default=0.0)
+        return now + timedelta(seconds=max(asked_s, least_s, longest_s + self.session.budgets.callback_s))
 
     async def submit(
         self,
@@ -144,8 +157,8 @@ class Watch:
         return await self._follower.section_when(run, wanted, timeout_s=timeout_s)
 
     async def read(self, run: JobRun) -> JobStatus:
-        """Read the job's status once and keep it. Raises as `AsyncDarkroomClient.status`."""
-        return await self._follower.read(run)
+        """Read the job's status and keep it. Raises as `Session.ask` and `AsyncDarkroomClient.status`."""
+        return await self.session.ask(lambda: self._follower.read(run))
 
     def budget_s(self, request: InferenceRequest, jobs_ahead: int = 0) -> float:
         """Seconds in which this job must be final when so many of its size are before it."""
@@ -194,6 +207,11 @@ class Watch:
             if run.accepted:
                 await self._collector.read_entries(run)
 
+    async def look_for_duplicates(self, run: JobRun) -> None:
+        """Wait for as long as must stay quiet, then demand that no callback of the job came twice."""
+        await asyncio.sleep(self.session.budgets.quiet_s)
+        await self._collector.duplicates(run)
+
     def report(
         self,
         name: str,
@@ -224,27 +242,27 @@ class Watch:
 
     async def _answer(self, run: JobRun, key: str, budget_s: float) -> tuple[SubmitAnswer | None, float]:
         """Return the answer and what the last call took, pauses for a busy service left out."""
-        deadline = time.monotonic() + budget_s
-        pause_s = FIRST_BUSY_PAUSE_S
-        while True:
+        took_s = 0.0
+
+        async def submit() -> SubmitAnswer:
+            nonlocal took_s
             asked_s = self.now_s()
             try:
                 # An older service ignores the key; then only an id of the kit's own keeps a repeat from being a job.
                 repeat = run.request.job_id is not None
-                answer = await self.session.client.submit(run.request, idempotency_key=key, repeat=repeat)
-                return answer, self.now_s() - asked_s
-            except ServiceBusyError as error:
-                left_s = deadline - time.monotonic()
-                if left_s <= 0 or (error.retry_after_s or 0.0) > left_s:
-                    sentence = f"The service was busy, and {budget_s:.0f} s were allowed for the submit. {error}"
-                    run.found(Fault.REFUSED_SUBMIT, sentence)
-                    return None, self.now_s() - asked_s
-                # Not accepted, so sending it again under the same key makes one job.
-                await asyncio.sleep(min(max(pause_s, error.retry_after_s or 0.0), left_s))
-                pause_s = min(2 * pause_s, LONGEST_BUSY_PAUSE_S)
-            except ServiceError as error:
-                run.found(_submit_fault(error), str(error))
-                return None, self.now_s() - asked_s
+                return await self.session.submit(run.request, idempotency_key=key, repeat=repeat)
+            finally:
+                took_s = self.now_s() - asked_s
+
+        try:
+            # Busy means not accepted, so sending it again under the same key makes one job.
+            return await patiently(submit, budget_s), took_s
+        except ServiceBusyError as error:
+            sentence = f"The service was busy, and {budget_s:.0f} s were allowed for the submit. {error}"
+            run.found(Fault.REFUSED_SUBMIT, sentence)
+        except ServiceError as error:
+            run.found(_submit_fault(error), str(error))
+        return None, took_s
 
 
 def _submit_fault(error: ServiceError) -> Fault:

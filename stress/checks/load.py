@@ -14,10 +14,11 @@ from stress.wire import JobState
 PROMPTS = (
     "a red circle on a blue background",
     "a yellow star on a green background",
-    "a purple square above a white triangle",
-    "a lighthouse on a cliff at dusk, oil painting",
+    "a purple square above an orange triangle",
+    "a lighthouse on a cliff in the afternoon, oil painting",
     "a cute anime girl with blue hair, detailed, soft light",
 )
+"""None asks for black, white, dark or night: whoever draws that rightly would look like a broken renderer."""
 CONCURRENT_SEED = 42
 SEQUENTIAL_SEED = 100
 SEQUENTIAL_GAP_S = 0.1

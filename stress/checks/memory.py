@@ -1,5 +1,6 @@
 """How much memory a service takes, from wherever that can be read."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -7,10 +8,13 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
+from stress.bounded import AnswerTooLong, read_bounded
 from stress.client import AsyncDarkroomClient
 from stress.errors import ServiceError
 
 METRICS_TIMEOUT_S = 5.0
+"""For the whole page."""
+MAX_METRICS_BYTES = 16 * 1024 * 1024
 HEALTH_FIELDS = ("memory_bytes", "rss_bytes")
 """Names under which services state their memory in `GET /health`."""
 METRICS = ("ray_component_uss_bytes", "ray_component_rss_bytes", "process_resident_memory_bytes")
@@ -71,10 +75,14 @@ class MetricsMemory:
     async def read_bytes(self) -> float | None:
         """Return the sum in bytes; None if the page cannot be read or has none of the known gauges."""
         try:
-            async with httpx.AsyncClient(timeout=METRICS_TIMEOUT_S) as client:
-                page = (await client.get(self._url)).raise_for_status().text
-            families = list(text_string_to_metric_families(page))
-        except (httpx.HTTPError, ValueError):
+            async with (
+                asyncio.timeout(METRICS_TIMEOUT_S),
+                httpx.AsyncClient(timeout=METRICS_TIMEOUT_S) as client,
+                client.stream("GET", self._url) as response,
+            ):
+                page = await read_bounded(response.raise_for_status(), MAX_METRICS_BYTES)
+            families = list(text_string_to_metric_families(page.decode(errors="replace")))
+        except (httpx.HTTPError, TimeoutError, AnswerTooLong, ValueError):
             return None
         for name in METRICS:
             values = [sample.value for family in families for sample in family.samples if sample.name == name]

@@ -28,8 +28,3 @@ NEGATIVE_CHECKS: tuple[Check, ...] = (
     negative_jobs.check_job_timeout,
 )
 """In the order in which they are made."""
-
-
-async def check_negative(session: Session) -> tuple[CheckReport, ...]:
-    """Make every negative check, one after the other."""
-    return tuple([await check(session) for check in NEGATIVE_CHECKS])

@@ -1,6 +1,7 @@
 """Negative checks of single answers: requests that must be refused (422), and ids that nobody knows (404)."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -75,7 +76,7 @@ async def check_unknown_id(session: Session) -> CheckReport:
         findings = []
         for what, call in calls.items():
             try:
-                await call(job_id)
+                await session.ask(partial(call, job_id))
             except NotFoundError:
                 continue
             except ServiceError as error:
@@ -91,7 +92,7 @@ async def check_unknown_id(session: Session) -> CheckReport:
 async def _refusal_faults(watch: Watch, what: str, fields: dict[str, Any]) -> list[Finding]:
     request = watch.request(seed=41, **CHEAP)
     try:
-        answer = await watch.session.client.submit(request, **fields)
+        answer = await watch.session.ask(lambda: watch.session.submit(request, **fields))
     except AnswerError as error:
         if error.status_code == 422 and error.detail:
             return []

@@ -6,18 +6,22 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from stress.checks.callbacks import UNDELIVERED
+from stress.checks.callbacks import UNDELIVERED, repeat_faults, secret_fault
 from stress.checks.features import features_of
 from stress.checks.guard import CheckSkipped, guarded
 from stress.checks.inbox import FaultyInbox
 from stress.checks.jobs import JobRun, Watch
 from stress.checks.outcome import CheckReport, Fault
 from stress.checks.session import Session
+from stress.checks.telling import metadata_line
 from stress.wire import CallbackReport, InferenceRequest, JobState
 
 CHEAP: dict[str, Any] = {"width": 256, "height": 256, "num_inference_steps": 4}
 """What a job asks for where the picture is not the point."""
-NO_MISBEHAVIOUR = "This receiver cannot be told to misbehave. Use the one that the kit starts."
+NO_MISBEHAVIOUR = (
+    "This receiver cannot be told to misbehave. Use the one that the kit starts, or one of this kit's elsewhere with "
+    "its control token in ASYNC_CALLBACK_CONTROL_TOKEN."
+)
 
 
 async def check_expired(session: Session) -> CheckReport:
@@ -37,6 +41,7 @@ async def check_expired(session: Session) -> CheckReport:
             report = run.status.callback
             if report is not None and report.status != "expired":
                 run.found(Fault.WRONG_CALLBACK_SECTION, f"callback.status is {report.status!r}, expected 'expired'.")
+            session.progress.line(metadata_line(report))
             for _ in await session.inbox.wait_for(run.job_id, timeout_s=session.budgets.quiet_s):
                 run.found_once(Fault.CALLBACK_AFTER_EXPIRY, "A callback was sent for a job that had expired.")
         await watch.collect(run, callback=False)
@@ -122,9 +127,9 @@ async def check_wrong_secret(session: Session) -> CheckReport:
         if not entries and is_final:
             run.found(Fault.MISSING_CALLBACK, "No callback arrived, not even one to reject.")
         for entry in entries[:1]:
-            if entry.provided_secret != given:
-                sentence = f"The callback has the secret {entry.provided_secret!r}, the job was given {given!r}."
-                run.found(Fault.WRONG_SECRET, sentence)
+            wrong = secret_fault(run.request, entry)
+            if wrong is not None:
+                run.found(Fault.WRONG_SECRET, wrong)
             elif entry.answered_status != 401:
                 run.found(Fault.KIT, f"The receiver answered {entry.answered_status} to a wrong secret, not 401.")
         report = _section(run)
@@ -202,20 +207,15 @@ async def _check_failed_with(watch: Watch, run: JobRun, status_code: int) -> str
         run.found(Fault.MISSING_CALLBACK, f"The service announced {expected}; none arrived within {budget_s:g} s.")
         return None
     if not repeats:
+        await watch.look_for_duplicates(run)
         return "This service sends a callback once."
-    first, second = entries[:2]
-    if second.webhook_id != first.webhook_id:
-        sentence = f"The repeat has the webhook-id {second.webhook_id!r}, the first had {first.webhook_id!r}."
-        run.found(Fault.DUPLICATE_CALLBACK, sentence)
-    elif first.webhook_id is not None and (second.webhook_attempt or 0) <= (first.webhook_attempt or 0):
-        sentence = f"The repeat says attempt {second.webhook_attempt}, after {first.webhook_attempt}."
-        run.found(Fault.DUPLICATE_CALLBACK, sentence)
-    if second.sha256 != first.sha256:
-        run.found(Fault.CHANGED_BYTES, "The repeat carries another picture than the first callback.")
+    run.findings += repeat_faults(run.job_id, *entries[:2])
     settled = await watch.section_when(run, lambda now: now.status == "delivered", timeout_s=budget_s)
     if settled is not None and settled.status != "delivered":
         wrong = f"status is {settled.status!r} after the repeat was answered with success, expected 'delivered'"
         _found_in_section(run, [wrong])
+    # Whoever sends twice does so within moments of the repeat that was taken.
+    await watch.look_for_duplicates(run)
     return None
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from uuid import uuid4
 
+from stress.checks.callbacks import repeat_faults
 from stress.checks.features import Features, features_of
 from stress.checks.guard import CheckSkipped, guarded
 from stress.checks.jobs import JobRun, Watch
@@ -54,7 +55,7 @@ async def check_same_submission(session: Session) -> CheckReport:
                 await _must_be_live(watch, run)
                 await _submit_again(watch, run, features)
         if run.accepted and run.good:
-            await _one_callback(watch, run)
+            await watch.look_for_duplicates(run)
         return watch.report(name, title, [run])
 
     return await guarded(session, name, title, 1, body)
@@ -95,7 +96,7 @@ async def check_duplicate_submission(session: Session) -> CheckReport:
             await watch.follow(run)
             await watch.collect(run)
         for run in distinct[:1]:
-            await _one_callback(watch, run)
+            await watch.look_for_duplicates(run)
         refused = [run for run in runs if not run.accepted]
         return watch.report(name, title, [*distinct, *refused])
 
@@ -227,7 +228,7 @@ async def _end(watch: Watch, run: JobRun, features: Features) -> None:
     if run.accepted:
         if features.cancel:
             with suppress(AnswerError):
-                await watch.session.client.cancel(run.job_id)
+                await watch.session.ask(lambda: watch.session.client.cancel(run.job_id))
         await watch.await_final(run)
     # A cancelled job's callback says failed, which is not what this check is about.
     await watch.collect(run, callback=False)
@@ -240,9 +241,9 @@ async def _must_be_live(watch: Watch, run: JobRun) -> None:
 
 async def _submit_another(watch: Watch, run: JobRun) -> None:
     """Ask for something else under the id of a live job."""
-    other = watch.request(seed=22, job_id=run.job_id, prompt=f"{run.request.prompt}, at night")
+    other = watch.request(seed=22, job_id=run.job_id, prompt=f"{run.request.prompt}, in autumn")
     try:
-        await watch.session.client.submit(other)
+        await watch.session.ask(lambda: watch.session.submit(other))
     except ConflictError:
         return
     except ServiceError as error:
@@ -254,10 +255,10 @@ async def _submit_another(watch: Watch, run: JobRun) -> None:
 
 async def _submit_again(watch: Watch, run: JobRun, features: Features) -> None:
     """Ask for the same under the id of a live job."""
-    client = watch.session.client
-    before = await client.status(run.job_id)
+    session = watch.session
+    before = await session.ask(lambda: session.client.status(run.job_id))
     try:
-        answer = await client.submit(run.request)
+        answer = await session.ask(lambda: session.submit(run.request))
     except ConflictError as error:
         if not features.complete:
             raise CheckSkipped("This service refuses every live id with 409, as the first form did.") from error
@@ -268,7 +269,7 @@ async def _submit_again(watch: Watch, run: JobRun, features: Features) -> None:
         return
     if answer.job_id != run.job_id:
         run.found(Fault.WRONG_JOB_ID, f"The second answer is about another job: {answer.job_id!r}.")
-    if (await client.status(run.job_id)).queued_at != before.queued_at:
+    if (await session.ask(lambda: session.client.status(run.job_id))).queued_at != before.queued_at:
         await _must_not_have_ended(watch, run)
         run.found(Fault.DOUBLE_JOB, "The second submission made a new job: its `queued_at` is another.")
 
@@ -310,7 +311,7 @@ async def _queued_job(watch: Watch, runs: list[JobRun]) -> JobRun | None:
 async def _cancel_and_check(watch: Watch, run: JobRun) -> None:
     if run.accepted and run.good:
         try:
-            await watch.session.client.cancel(run.job_id)
+            await watch.session.ask(lambda: watch.session.client.cancel(run.job_id))
         except ConflictError as error:
             raise CheckSkipped(TOO_FAST) from error
         except ServiceError as error:
@@ -335,7 +336,7 @@ async def _must_have_failed(watch: Watch, run: JobRun) -> None:
 
 async def _picture_is_served(session: Session, run: JobRun, address: str) -> bool:
     try:
-        await (session.client.result if address == "result" else session.client.image)(run.job_id)
+        await session.ask(lambda: (session.client.result if address == "result" else session.client.image)(run.job_id))
     except PictureNotFoundError:
         return False
     except ServiceError as error:
@@ -344,17 +345,10 @@ async def _picture_is_served(session: Session, run: JobRun, address: str) -> boo
     return True
 
 
-async def _one_callback(watch: Watch, run: JobRun) -> None:
-    """Demand that no second callback comes."""
-    entries = await watch.session.inbox.wait_for(run.job_id, count=2, timeout_s=watch.session.budgets.quiet_s)
-    if len(entries) > 1:
-        run.found_once(Fault.DUPLICATE_CALLBACK, f"{len(entries)} callbacks arrived for one job.")
-
-
 async def _ask_again(watch: Watch, run: JobRun) -> None:
     session, first = watch.session, run.entries[-1]
     try:
-        await session.client.redeliver(run.job_id)
+        await session.ask(lambda: session.client.redeliver(run.job_id))
     except (NotFoundError, UnexpectedAnswerError) as error:
         run.found(Fault.WRONG_ANSWER, f"The service offers redelivery at its root path, and then: {error}")
         return
@@ -366,12 +360,5 @@ async def _ask_again(watch: Watch, run: JobRun) -> None:
     if len(entries) < count:
         run.found(Fault.MISSING_CALLBACK, f"The callback that was asked for again did not come within {budget_s:g} s.")
         return
-    again = entries[-1]
-    if again.webhook_id != first.webhook_id:
-        sentence = f"The redelivery has the webhook-id {again.webhook_id!r}, the first had {first.webhook_id!r}."
-        run.found(Fault.WRONG_ANSWER, sentence)
-    elif (again.webhook_attempt or 0) <= (first.webhook_attempt or 0):
-        sentence = f"The redelivery says attempt {again.webhook_attempt}, after {first.webhook_attempt}."
-        run.found(Fault.DUPLICATE_CALLBACK, sentence)
-    if again.sha256 != first.sha256:
-        run.found(Fault.CHANGED_BYTES, "The redelivery carries another picture than the first callback.")
+    run.findings += repeat_faults(run.job_id, first, entries[count - 1])
+    await watch.look_for_duplicates(run)

@@ -129,6 +129,8 @@ class KitReport(Record):
 
     kit_version: str
     command: str
+    repeat: Text | None = None
+    """The line for a shell that makes the same call, without secrets."""
     service_url: str
     service_name: Text | None = None
     service_version: Text | None = None

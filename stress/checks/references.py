@@ -68,8 +68,9 @@ class References:
     async def prepare(self, watch: Watch, requests: Iterable[InferenceRequest]) -> list[JobRun]:
         """Draw what is missing for `requests` as jobs of the check `watch`, and return those jobs.
 
-        Nothing else may run meanwhile. Base models are drawn before adapters, which could leave traces. A job with
-        any finding about its picture makes no reference; its findings are the caller's to report.
+        Nothing else may run meanwhile. Base models are drawn before adapters, which could leave traces. A job without
+        a valid picture, or with one that an earlier reference has, makes no reference; what was found about a job is
+        the caller's to report. The pictures are released from memory.
         """
         wanted = {key_of(request): request for request in requests}
         missing = [(key, request) for key, request in wanted.items() if not await self._is_known(watch, key)]
@@ -80,7 +81,9 @@ class References:
             )
         runs = []
         for key, request in sorted(missing, key=lambda one: bool(one[1].lora_path)):
-            runs.append(await self._draw(watch, key, request))
+            run = await self._draw(watch, key, request)
+            run.release()
+            runs.append(run)
         return runs
 
     async def _draw(self, watch: Watch, key: str, request: InferenceRequest) -> JobRun:
@@ -104,7 +107,6 @@ class References:
         reference = Reference(key=key, job_id=run.job_id, sha256=sha256, determinism=determinism, path=path)
         await asyncio.to_thread(_write, reference, picture)
         self._known[key] = reference
-        run.release()
         return run
 
     async def _is_known(self, watch: Watch, key: str) -> bool:
@@ -122,7 +124,7 @@ class References:
 
     async def _asked_identity(self, session: Session) -> str:
         try:
-            info = await session.client.root()
+            info = await session.ask(session.client.root)
         except ServiceError:
             return self._service
         return f"{self._service} {info.name} {info.version}"

@@ -1,14 +1,21 @@
 """What every check works with: the service, the receiver of its callbacks, the budgets, and whom to tell."""
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from stress.checks.outcome import CheckReport
+from stress.checks.patience import patiently
 from stress.checks.seen import SeenPictures
+from stress.checks.submitted import SubmittedIds
 from stress.client import AsyncDarkroomClient
+from stress.errors import ServiceError
 from stress.receiver.entries import CallbackEntry
-from stress.wire import JobStatus
+from stress.wire import InferenceRequest, JobStatus, SubmitAnswer
+
+T = TypeVar("T")
 
 
 class Inbox(Protocol):
@@ -82,6 +89,8 @@ class Asking:
     steps: int = 20
     seed: int = 42
     expiry_minutes: float = 5.0
+    """From the submit on; later where the budgets leave a job more time, unless `expiry_is_fixed`."""
+    expiry_is_fixed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +109,34 @@ class Session:
     """Values of `lora_path` that the checks cycle through; "" is the base model."""
     job_timeout_s: float | None = None
     """The service's limit for the rendering of one job, where its operator has set one short enough to be reached."""
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
     seen: SeenPictures = field(default_factory=SeenPictures)
+    ids: SubmittedIds = field(default_factory=SubmittedIds)
     interrupted: list[CheckReport] = field(default_factory=list)
     """Reports of checks that were cancelled: what they had found until then."""
+
+    async def submit(
+        self,
+        request: InferenceRequest,
+        *,
+        idempotency_key: str | None = None,
+        repeat: bool = True,
+        **fields: object,
+    ) -> SubmitAnswer:
+        """Do as `AsyncDarkroomClient.submit`, and note whether callbacks of the job may come."""
+        given = fields.get("job_id", request.job_id)
+        asked = given if isinstance(given, str) else None
+        try:
+            answer = await self.client.submit(request, idempotency_key=idempotency_key, repeat=repeat, **fields)
+        except ServiceError as error:
+            self.ids.fail(asked, error)
+            raise
+        self.ids.accept(asked, answer.job_id)
+        return answer
+
+    async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Make a call of the client; a busy service is asked again for as long as a job without steps may take.
+
+        Raises what the call raises, `ServiceBusyError` when that time is over.
+        """
+        return await patiently(call, self.budgets.base_s)

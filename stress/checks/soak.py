@@ -145,7 +145,7 @@ class _Soak:
     async def _one(self, number: int, prompt: str) -> None:
         try:
             ahead = self.in_flight
-            request = self.watch.request(seed=SOAK_SEED + number, label=f"{number}", prompt=prompt)
+            request = self.watch.request(seed=SOAK_SEED + number, label=f"{number}", prompt=prompt, jobs_ahead=ahead)
             run = await self.watch.submit(request, label=f"seed {request.seed}", jobs_ahead=ahead)
             await self.watch.follow(run, jobs_ahead=ahead)
             await self.watch.collect(run)

@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 
 from stress.checks.callbacks import duplicate_faults
 from stress.checks.guard import CheckSkipped, guarded
@@ -13,20 +12,17 @@ from stress.checks.outcome import CheckReport, Fault, Finding, JobTrace
 from stress.checks.session import Session
 from stress.receiver.entries import CallbackEntry, EntryKind
 
-OWN_PREFIX = "kit-"
-"""With which the ids begin that the kit chooses: none of them is a stranger's."""
+NAME = "late-callbacks"
+TITLE = "One callback for every job"
 
 
-async def check_callbacks_under_load(
-    session: Session, reports: Sequence[CheckReport], *, since: datetime | None = None
-) -> CheckReport:
+async def check_late_callbacks(session: Session, reports: Sequence[CheckReport]) -> CheckReport:
     """Look at all callbacks of the jobs in `reports` once more, and find what those reports do not say.
 
     That is: a delivered callback that never arrived, a second one that came after its check had ended, and callbacks
-    with ids that nobody submitted (received after `since`). A receiver elsewhere may serve others at the same time,
-    so there strangers are only noted.
+    of ids that were refused, or that nobody submitted in this session. A receiver elsewhere may serve others at the
+    same time, so there strangers are only noted.
     """
-    title = "One callback for every job"
 
     async def body(watch: Watch) -> CheckReport:
         jobs = _by_id(trace for report in reports for trace in report.jobs if trace.accepted)
@@ -34,19 +30,21 @@ async def check_callbacks_under_load(
             raise CheckSkipped("No job was accepted by the checks before, so there are no callbacks to look at.")
         await asyncio.sleep(session.budgets.quiet_s)
         entries = await session.inbox.entries()
-        found = [*_missing(session, jobs, entries), *surplus(jobs, entries)]
-        strangers = _strangers(jobs, entries, since)
+        found = [*_missing(session, jobs, entries), *surplus(jobs, entries), *_refused(session, entries)]
+        strangers = _strangers(session, entries)
         note = f"Looked at {len(entries)} callback(s) of {sum(map(len, jobs.values()))} job(s)."
-        if isinstance(session.inbox, LocalInbox):
-            found += strangers
-        elif strangers:
+        if strangers and not isinstance(session.inbox, LocalInbox):
             note += f" {len(strangers)} more have ids of others, who may use the same receiver."
+        elif strangers and session.ids.unsure_without_id:
+            note += f" {len(strangers)} more have unknown ids: a submission whose answer was lost may have got them."
+        else:
+            found += strangers
         known = {(finding.fault, finding.job_id) for report in reports for finding in report.findings}
         new = [finding for finding in found if (finding.fault, finding.job_id) not in known]
         figures = {"callbacks": float(len(entries)), "strangers": float(len(strangers))}
-        return watch.report("callbacks-under-load", title, [], findings=new, figures=figures, note=note)
+        return watch.report(NAME, TITLE, [], findings=new, figures=figures, note=note)
 
-    return await guarded(session, "callbacks-under-load", title, 0, body)
+    return await guarded(session, NAME, TITLE, 0, body)
 
 
 def surplus(jobs: Mapping[str, Sequence[JobTrace]], entries: Iterable[CallbackEntry]) -> list[Finding]:
@@ -89,23 +87,23 @@ def _was_sent_here(session: Session, trace: JobTrace) -> bool:
     return here and report is not None and report.status == "delivered" and trace.callbacks == 0
 
 
-def _strangers(
-    jobs: Mapping[str, Sequence[JobTrace]], entries: Iterable[CallbackEntry], since: datetime | None
-) -> list[Finding]:
-    strangers = Counter(
-        entry.job_id
-        for entry in entries
-        if entry.job_id not in jobs
-        and not entry.job_id.startswith(OWN_PREFIX)
-        and (since is None or entry.received_at >= since)
-    )
+def _refused(session: Session, entries: Iterable[CallbackEntry]) -> list[Finding]:
+    refused = [entry for entry in entries if session.ids.was_refused(entry.job_id)]
+    return _unexpected(session, refused, "a submission that was refused")
+
+
+def _strangers(session: Session, entries: Iterable[CallbackEntry]) -> list[Finding]:
+    ids = session.ids
+    strange = [entry for entry in entries if not ids.may_call_back(entry.job_id) and not ids.was_refused(entry.job_id)]
+    return _unexpected(session, strange, "an id that the kit never submitted")
+
+
+def _unexpected(session: Session, entries: Iterable[CallbackEntry], whose: str) -> list[Finding]:
+    # A receiver elsewhere may remember the callbacks of earlier calls of the kit.
+    counts = Counter(entry.job_id for entry in entries if entry.received_at >= session.began)
     return [
-        Finding(
-            fault=Fault.UNEXPECTED_CALLBACK,
-            sentence=f"{count} callback(s) arrived for an id that the kit never submitted.",
-            job_id=job_id,
-        )
-        for job_id, count in strangers.items()
+        Finding(fault=Fault.UNEXPECTED_CALLBACK, sentence=f"{count} callback(s) arrived for {whose}.", job_id=job_id)
+        for job_id, count in counts.items()
     ]
 
 

@@ -46,7 +46,7 @@ class CallbackForm(BaseModel):
 class CallbackHeaders(BaseModel):
     """The headers of a callback."""
 
-    x_callback_secret: str | None = None
+    x_callback_secret: Annotated[str | None, Field(max_length=4096)] = None
     webhook_id: Annotated[str | None, Field(max_length=256)] = None
     webhook_timestamp: Annotated[str | None, Field(max_length=64)] = None
     webhook_attempt: int | None = None

@@ -74,13 +74,13 @@ async def feed(desk: AtDesk, response: Response, after: int = 0, checked: int = 
     epoch = desk.log.epoch
     entries = desk.log.entries(after)[-MAX_SHOWN:]
     for entry in entries:
-        if entry.saved_path is not None and entry.sha256 is not None:
+        if desk.storage.keeps(entry) and entry.sha256 is not None:
             desk.checks.want(entry.sha256)
     return Feed(
         epoch=epoch,
         oldest=desk.log.oldest_number,
         last=desk.log.last_number,
-        entries=tuple(FeedEntry.model_construct(**dict(entry)) for entry in entries),
+        entries=tuple(_shown(desk, entry) for entry in entries),
         refusals=desk.log.refusals(refused),
         total_refusals=desk.log.total_refusals,
         checks=desk.checks.after(checked),
@@ -124,6 +124,13 @@ def _received(desk: Desk, name: str) -> tuple[str, bytes]:
     if data is None:
         raise HTTPException(404, "No picture with this hash, or of a callback with this number, is kept.")
     return sha256, data
+
+
+def _shown(desk: Desk, entry: CallbackEntry) -> FeedEntry:
+    fields = dict(entry)
+    if not desk.storage.keeps(entry):
+        fields["saved_path"] = None
+    return FeedEntry.model_construct(**fields)
 
 
 def _lifetime(name: str) -> dict[str, str]:

@@ -35,6 +35,8 @@ class PictureFolder:
 
     Both are written whole or not at all, and are one file with two names where the file system can do that.
     They stay for as long as a record holds them. Usable from any thread.
+
+    A picture that arrives twice takes its place once; where the file system has no second names, twice.
     """
 
     def __init__(self, root: Path) -> None:
@@ -43,6 +45,14 @@ class PictureFolder:
         self._lock = threading.Lock()
         self._held: Counter[tuple[str, str]] = Counter()
         self._held_hashes: Counter[str] = Counter()
+        self._sizes: dict[str, int] = {}
+        self._held_bytes = 0
+
+    @property
+    def held_bytes(self) -> int:
+        """What the pictures that are held take, each counted once."""
+        with self._lock:
+            return self._held_bytes
 
     def save(self, job_id: str, picture: bytes) -> tuple[Path, str]:
         """Write the job's picture in place of an earlier one, and hold it; return its path and its SHA-256 in hex."""
@@ -81,6 +91,7 @@ class PictureFolder:
                 _remove_same(self._path(job_id), received)
             if self._held_hashes[sha256] <= 0:
                 del self._held_hashes[sha256]
+                self._held_bytes -= self._sizes.pop(sha256, 0)
                 received.unlink(missing_ok=True)
 
     def read(self, sha256: str) -> bytes | None:
@@ -105,6 +116,10 @@ class PictureFolder:
     def _hold(self, job_id: str, sha256: str) -> None:
         self._held[job_id, sha256] += 1
         self._held_hashes[sha256] += 1
+        if sha256 not in self._sizes and _SHA256.fullmatch(sha256):
+            with suppress(OSError):
+                self._sizes[sha256] = (self._by_hash / sha256).stat().st_size
+                self._held_bytes += self._sizes[sha256]
 
 
 def _part_in(folder: Path) -> Path:

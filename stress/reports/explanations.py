@@ -134,9 +134,9 @@ EXPLANATIONS: dict[Fault, Explanation] = {
         "The finding's sentence; the service's version; a proxy that answers in its place.",
     ),
     Fault.SLOW_ANSWER: Explanation(
-        "A slow answer",
-        "A call that should be quick took longer than its limit.",
-        "Work on the server's event loop, a store that waits for its disk, too few ingress replicas.",
+        "Too slow for the rate",
+        "At a steady rate so many jobs were open at once that further ones had to be left out.",
+        "Capacity against the rate that was offered: replicas, batch size, steps. Offer less with --rate.",
     ),
     Fault.NO_ANSWER: Explanation(
         "No answer",

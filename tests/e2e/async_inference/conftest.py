@@ -1,12 +1,14 @@
 """Which service these tests check, where its callbacks go, and how much is asked of it.
 
 `ASYNC_MINER_URL` names the service; one that was named and does not answer fails the tests. Where it names none,
-whatever speaks the protocol on port 8091 of this machine is checked, else an application of the session's own.
+whatever speaks the protocol on port 8091 of this machine is checked, else an application of the session's own where
+Ray and torch are installed.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,9 @@ def service(settings: KitSettings, request: pytest.FixtureRequest, tmp_path_fact
         return Service(settings.miner_url)
     if settings.names_a_service:
         pytest.fail(f"ASYNC_MINER_URL names a service that cannot be checked. {problem}", pytrace=False)
+    for package in ("ray", "torch"):
+        if find_spec(package) is None:
+            pytest.skip(f"Nothing to check: {problem} Without {package} none can be started here.")
     from tests.e2e.adapters import save_adapters
 
     folder = tmp_path_factory.mktemp("validators-adapters")
@@ -90,6 +95,8 @@ def receiver(
         settings.callback_bind_host or host_of(base),
         0 if _is_anywhere(settings, service) else port_of(base),
         secret=settings.callback_secret,
+        signing_secret=settings.callback_signing_secret,
+        public_key=settings.callback_public_key,
         storage=tmp_path_factory.mktemp("callbacks"),
     )
     with server:
@@ -102,7 +109,7 @@ async def inbox(settings: KitSettings, service: Service, receiver: CallbackServe
     if receiver is not None:
         yield LocalInbox(receiver, None if _is_anywhere(settings, service) else base)
         return
-    async with RemoteInbox(base) as remote:
+    async with RemoteInbox(base, control_token=settings.callback_control_token) as remote:
         try:
             await remote.entries()
         except InboxUnreachableError as error:

@@ -64,6 +64,7 @@ class FaultyService(BackgroundServer):
     ) -> None:
         self.flaw = flaw
         self.submissions = 0
+        self.prompts: set[str] = set()
         self._complete = complete
         self._step_s = step_s
         self._job_timeout_s = job_timeout_s
@@ -100,6 +101,7 @@ class FaultyService(BackgroundServer):
         if self.flaw is Flaw.ERROR_ON_SUBMIT:
             raise HTTPException(500, "This service is broken.")
         asked = self._read(await request.json())
+        self.prompts.add(asked.prompt)
         job = self._registry.known(asked, idempotency_key, self.flaw, self._complete)
         if job is None:
             self.submissions += 1

@@ -28,6 +28,10 @@ def encode(pixels: np.ndarray[Any, Any], compress_level: int = 1) -> bytes:
     return file.getvalue()
 
 
+def pixels_of(picture: bytes) -> np.ndarray[Any, Any]:
+    return np.array(Image.open(io.BytesIO(picture)))
+
+
 class Painter:
     """Draws for jobs, with the flaws of pictures."""
 
@@ -54,7 +58,7 @@ class Painter:
         return self._exchanged.get(job.id, job.asked)
 
     def _spoilt(self, picture: bytes) -> bytes:
-        pixels = np.array(Image.open(io.BytesIO(picture)))
+        pixels = pixels_of(picture)
         height = len(pixels)
         match self._flaw:
             case Flaw.PARTIAL_PICTURE:
@@ -150,7 +154,7 @@ class Courier:
         if job.picture is not None and job.status == "completed":
             picture = job.picture
             if self._flaw is Flaw.CHANGED_BYTES:
-                picture = encode(np.array(Image.open(io.BytesIO(picture))), compress_level=2)
+                picture = encode(pixels_of(picture), compress_level=2)
             parts["image"] = (f"{job.id}.png", picture, "image/png")
             parts["image_url"] = (None, f"http://service/images/{job.id}.png")
         follow = self._flaw is Flaw.FOLLOWS_REDIRECTS

@@ -87,6 +87,8 @@ class Job:
     attempts: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     settled: asyncio.Event = field(default_factory=asyncio.Event)
+    seen: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when a poll has seen the end."""
 
     @property
     def ended(self) -> bool:

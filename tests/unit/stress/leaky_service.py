@@ -1,7 +1,6 @@
 """The faulty service with what goes wrong only under load: leaks between jobs, late and foreign callbacks, growth."""
 
 import asyncio
-import io
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
@@ -10,9 +9,8 @@ import httpx
 import numpy as np
 from fastapi import FastAPI
 from faulty_service import FaultyService, Flaw
-from faulty_work import Courier, Painter, draw, encode
+from faulty_work import Courier, Painter, draw, encode, pixels_of
 from flaws import Job
-from PIL import Image
 
 
 class Leak(StrEnum):
@@ -45,11 +43,11 @@ class LeakyPainter(Painter):
             case Leak.OLD_FILE_OF_ID:
                 return self._by_id.setdefault(job.id, draw(job.asked))
             case Leak.ROWS_OF_ANOTHER if others:
-                pixels = _pixels(draw(job.asked))
-                pixels[40:60] = _pixels(draw(others[0].asked))[40:60]
+                pixels = pixels_of(draw(job.asked))
+                pixels[40:60] = pixels_of(draw(others[0].asked))[40:60]
                 return encode(pixels)
             case Leak.ROUNDING:
-                pixels = _pixels(draw(job.asked))
+                pixels = pixels_of(draw(job.asked))
                 pixels[::7] += np.uint8(self._drawn % 3)
                 return encode(pixels)
         return draw(job.asked.model_copy(update=self._changes(job, others)))
@@ -66,9 +64,10 @@ class LeakyPainter(Painter):
 
 
 class LeakyCourier(Courier):
-    def __init__(self, leak: Leak) -> None:
+    def __init__(self, leak: Leak, strangers: str) -> None:
         super().__init__(Flaw.NONE, complete=True, retry_s=0.1)
         self._leak = leak
+        self._strangers = strangers
         self._late: set[asyncio.Task[httpx.Response]] = set()
         self._again = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -81,7 +80,7 @@ class LeakyCourier(Courier):
     async def _post(self, job: Job) -> httpx.Response:
         answer = await super()._post(job)
         if self._leak is Leak.STRANGER:
-            await super()._post(Job(str(uuid4()), job.asked, status="failed", error="Nobody knows."))
+            await super()._post(Job(f"{self._strangers}{uuid4()}", job.asked, status="failed", error="Nobody knows."))
         if self._leak is Leak.LATE_DUPLICATE:
             self._loop = asyncio.get_running_loop()
             task = asyncio.create_task(self._post_late(job))
@@ -94,12 +93,14 @@ class LeakyCourier(Courier):
 
 
 class LeakyService(FaultyService):
-    """As its base class; `determinism` is what it says of every picture."""
+    """As its base class; `determinism` is what it says of every picture, `strangers` begins the ids nobody knows."""
 
-    def __init__(self, leak: Leak = Leak.NONE, *, determinism: str | None = "exact", **options: Any) -> None:
+    def __init__(
+        self, leak: Leak = Leak.NONE, *, determinism: str | None = "exact", strangers: str = "", **options: Any
+    ) -> None:
         super().__init__(**options)
         self.leak = leak
-        self.courier = LeakyCourier(leak)
+        self.courier = LeakyCourier(leak, strangers)
         self._painter = LeakyPainter(leak)
         self._courier = self.courier
         self._determinism = determinism
@@ -128,7 +129,3 @@ class LeakyService(FaultyService):
         if "determinism" in record:
             record["determinism"] = self._determinism
         return record
-
-
-def _pixels(picture: bytes) -> np.ndarray[Any, Any]:
-    return np.array(Image.open(io.BytesIO(picture)))

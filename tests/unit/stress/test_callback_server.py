@@ -384,3 +384,10 @@ def test_a_later_picture_of_the_same_job_replaces_the_earlier_one(receiver: Call
     assert second.saved_path is not None
     assert second.saved_path.read_bytes() == PICTURE + b"2"
     assert [path.name for path in second.saved_path.parent.iterdir()] == ["job-1.png"]
+
+
+def test_a_secret_without_end_is_refused_and_not_recorded() -> None:
+    with CallbackServer() as server:
+        answers = [post(server, headers={"X-Callback-Secret": "s" * length}) for length in (4096, 4097)]
+        assert [answer.status_code for answer in answers] == [200, 422]
+        assert len(server.entries()) == len(server.refusals()) == 1

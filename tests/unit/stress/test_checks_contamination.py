@@ -1,12 +1,15 @@
+import re
 from pathlib import Path
 
 import pytest
 from faulty_service import FaultyService, Flaw
 from kit_sessions import session_with
 from leaky_service import Leak, LeakyService
+from varied_service import Variation, VariedService
 
 from stress.checks.contamination import check_contamination
-from stress.checks.load import check_rapid_concurrent
+from stress.checks.load import PROMPTS, check_rapid_concurrent
+from stress.checks.negative_jobs import check_id_in_use
 from stress.checks.outcome import CheckReport, Fault, Verdict
 from stress.checks.references import References
 
@@ -42,7 +45,8 @@ async def test_an_adapter_that_stays_in_place_is_found(with_references: bool, tm
         report = await check_contamination(session, references=References() if with_references else None)
 
     assert Fault.WRONG_PICTURE in faults(report) or Fault.SWAPPED_PICTURE in faults(report)
-    assert report.jobs[2].job_id in {finding.job_id for finding in report.findings}
+    # On a busy machine the adapter's job may come a place later: then the jobs after that are those it spoils.
+    assert {trace.job_id for trace in report.jobs[2:5]} & {finding.job_id for finding in report.findings}
 
 
 async def test_an_adapter_without_effect_is_found(tmp_path: Path) -> None:
@@ -105,3 +109,24 @@ async def test_swapped_pictures_are_found_by_distance_on_services_without_determ
         report = await check_rapid_concurrent(session, 2, references=References())
 
     assert faults(report) == {Fault.SWAPPED_PICTURE}
+
+
+async def test_a_model_that_draws_black_and_white_where_it_is_told_to_passes(tmp_path: Path) -> None:
+    async with session_with(VariedService(Variation.OBEDIENT), tmp_path) as session:
+        reports = [
+            await check_contamination(session, references=References()),
+            await check_rapid_concurrent(session, len(PROMPTS)),
+        ]
+
+    assert [finding for report in reports for finding in report.findings] == []
+
+
+async def test_no_prompt_whose_picture_is_judged_asks_for_a_dark_or_white_picture(tmp_path: Path) -> None:
+    service = FaultyService(step_s=0.02)
+    async with session_with(service, tmp_path) as session:
+        for check in (check_contamination, check_id_in_use):
+            await check(session)
+    asked = {*PROMPTS, *service.prompts}
+
+    assert len(asked) == len(PROMPTS) + 4
+    assert [prompt for prompt in asked if re.search(r"black|white|dark|dusk|night", prompt, re.IGNORECASE)] == []

@@ -10,6 +10,7 @@ from faulty_service import FaultyService, Flaw
 from kit_sessions import ASKING, BUDGETS, Recorder, session_with
 
 from stress.background_server import BackgroundServer
+from stress.checks import following
 from stress.checks.guard import CheckSkipped, guarded
 from stress.checks.jobs import Watch
 from stress.checks.load import check_rapid_concurrent
@@ -25,6 +26,12 @@ from stress.reports.console import ConsoleProgress
 from stress.wire import JobStatus
 
 PATIENCE_S = 60.0
+
+
+@pytest.fixture(autouse=True)
+def short_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first poll of a job that does not end is answered when its hold is over."""
+    monkeypatch.setattr(following, "LONG_POLL_S", 1)
 
 
 class Signalling(Recorder):

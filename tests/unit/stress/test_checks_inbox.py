@@ -10,6 +10,7 @@ from kit_sessions import SECRET, session_with
 
 from stress.background_server import BackgroundServer
 from stress.callback_server import CallbackServer
+from stress.checks import inbox as inbox_module
 from stress.checks.inbox import FaultyInbox, InboxUnreachableError, LocalInbox, RemoteInbox
 from stress.checks.negative_callbacks import check_failing_target, check_redirecting_target, check_wrong_secret
 from stress.checks.outcome import Verdict
@@ -114,6 +115,15 @@ async def test_a_receiver_of_another_make_gives_its_entries_and_no_more() -> Non
             assert entry.has_image
             assert await inbox.picture(entry) is None
             assert not await inbox.misbehave("a", answer_status=500)
+
+
+async def test_a_list_without_end_is_given_up(
+    receiver: CallbackServer, remote: RemoteInbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await send(receiver, "a")
+    monkeypatch.setattr(inbox_module, "MAX_REMOTE_BYTES", 100)
+    with pytest.raises(InboxUnreachableError, match="longer than 100 bytes"):
+        await remote.entries()
 
 
 async def test_a_receiver_that_is_gone_is_said_to_be(receiver: CallbackServer, remote: RemoteInbox) -> None:

@@ -11,15 +11,17 @@ import httpx
 import pytest
 from fastapi import FastAPI, Request, Response
 from faulty_service import FaultyService, Flaw
-from kit_sessions import BUDGETS, SECRET, session_with
+from kit_sessions import ASKING, BUDGETS, SECRET, session_with
 from PIL import Image
 
 from stress.background_server import BackgroundServer
 from stress.callback_server import CallbackServer
 from stress.checks.callbacks import duplicate_faults, section_faults
+from stress.checks.group import expiring
 from stress.checks.inbox import LocalInbox
 from stress.checks.jobs import JobRun, Watch
 from stress.checks.outcome import Fault, Verdict
+from stress.checks.protocol import check_protocol
 from stress.checks.session import Budgets
 from stress.receiver.entries import CallbackEntry, EntryKind
 from stress.wire import CallbackReport, JobState, JobStatus
@@ -76,6 +78,30 @@ async def test_a_request_has_the_sessions_wishes_and_an_id_of_its_own(tmp_path: 
     assert "job_id" not in second.model_fields_set
     assert first.expiry is not None
     assert first.expiry > datetime.now(UTC)
+
+
+@pytest.mark.parametrize(("fixed", "minutes"), [(False, 61.5), (True, 5.0)])
+async def test_a_callback_expires_no_sooner_than_its_job_may_end_unless_that_is_fixed(
+    fixed: bool, minutes: float, tmp_path: Path
+) -> None:
+    fields = {
+        "budgets": Budgets(base_s=3600.0, per_megapixel_step_s=0.0, callback_s=90.0),
+        "asking": replace(ASKING, expiry_is_fixed=fixed),
+    }
+    async with session_with(FaultyService(), tmp_path, **fields) as session:
+        watch = Watch(session, "slow")
+        request = watch.request(seed=1)
+        (grouped,) = expiring(watch, [request])
+    for one in (request, grouped):
+        assert one.expiry is not None
+        assert abs((one.expiry - datetime.now(UTC)).total_seconds() - 60 * minutes) < 20
+
+
+async def test_a_slow_device_with_a_budget_to_match_is_not_convicted_of_an_expiry(tmp_path: Path) -> None:
+    soon = replace(ASKING, expiry_minutes=0.1 / 60)
+    async with session_with(FaultyService(step_s=0.1), tmp_path, asking=soon) as session:
+        report = await check_protocol(session)
+    assert report.findings == ()
 
 
 async def test_a_good_job_is_traced_kept_and_made_small(tmp_path: Path) -> None:

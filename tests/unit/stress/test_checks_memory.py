@@ -2,15 +2,16 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
+from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from stress.background_server import BackgroundServer
+from stress.checks import memory
 from stress.checks.memory import HealthMemory, MemorySource, MetricsMemory, ProcessMemory
 from stress.client import AsyncDarkroomClient
 
@@ -26,6 +27,12 @@ ray_component_rss_bytes{Component="raylet",ip="10.0.0.1"} 99999.0
 ONE_PROCESS = "# TYPE process_resident_memory_bytes gauge\nprocess_resident_memory_bytes 4096\n"
 
 
+async def _endless() -> AsyncIterator[bytes]:
+    while True:
+        yield b"# more\n"
+        await asyncio.sleep(0.02)
+
+
 class Pages(BackgroundServer):
     """Answers each path with the text that was set for it."""
 
@@ -33,7 +40,9 @@ class Pages(BackgroundServer):
         self.texts: dict[str, str] = {"ready": ""}
         super().__init__(Starlette(routes=[Route("/{name}", self._answer)]), probe_path="/ready")
 
-    async def _answer(self, request: Request) -> PlainTextResponse:
+    async def _answer(self, request: Request) -> Response:
+        if request.path_params["name"] == "endless":
+            return StreamingResponse(_endless())
         text = self.texts.get(request.path_params["name"])
         return PlainTextResponse(text or "", status_code=404 if text is None else 200)
 
@@ -58,6 +67,12 @@ async def test_the_best_known_gauge_of_a_page_is_added_up(pages: Pages, text: st
     if text is not None:
         pages.texts["metrics"] = text
     assert await MetricsMemory(f"{pages.url}/metrics").read_bytes() == size
+
+
+@pytest.mark.parametrize("bound", ["MAX_METRICS_BYTES", "METRICS_TIMEOUT_S"])
+async def test_a_page_without_end_is_given_up(bound: str, pages: Pages, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, bound, 0.2)
+    assert await asyncio.wait_for(MetricsMemory(f"{pages.url}/endless").read_bytes(), 20) is None
 
 
 async def test_a_page_that_is_not_there_is_no_memory(pages: Pages) -> None:

@@ -7,8 +7,9 @@ from faulty_service import FaultyService, Flaw
 from kit_sessions import session_with
 
 from stress.callback_server import CallbackServer
+from stress.catalogue import RUN_CHECKS
 from stress.checks.inbox import LocalInbox
-from stress.checks.negative import NEGATIVE_CHECKS, check_negative
+from stress.checks.negative import NEGATIVE_CHECKS
 from stress.checks.negative_answers import INVALID, INVALID_WHEN_COMPLETE, check_invalid_requests, check_unknown_id
 from stress.checks.negative_callbacks import check_failing_target, check_redirecting_target, check_wrong_secret
 from stress.checks.negative_jobs import (
@@ -20,7 +21,7 @@ from stress.checks.negative_jobs import (
     check_redeliver,
     check_same_submission,
 )
-from stress.checks.outcome import Verdict
+from stress.checks.outcome import CheckReport, Verdict
 from stress.checks.session import Inbox
 
 
@@ -40,15 +41,31 @@ def unlocked() -> Iterator[CallbackServer]:
         yield server
 
 
-async def test_every_case_is_reported_in_order_under_a_name_of_its_own(tmp_path: Path) -> None:
+async def test_every_case_of_run_is_reported_in_order_and_the_last_looks_at_all_callbacks(tmp_path: Path) -> None:
+    reports: list[CheckReport] = []
     async with session_with(FaultyService(step_s=0.05), tmp_path) as session:
-        reports = await check_negative(session)
-    assert len({report.name for report in reports}) == len(NEGATIVE_CHECKS)
-    assert [report.name for report in reports] == [
-        check.__name__.removeprefix("check_").replace("_", "-") for check in NEGATIVE_CHECKS
-    ]
+        for planned in RUN_CHECKS:
+            reports.append(await planned.run(session, tuple(reports)))
+        printed = session.progress.lines  # type: ignore[attr-defined]
+        assert session.progress.reports == reports  # type: ignore[attr-defined]
+    assert [report.name for report in reports] == [planned.name for planned in RUN_CHECKS]
+    assert len({report.name for report in reports}) == len(NEGATIVE_CHECKS) + 2
+    assert [finding for report in reports for finding in report.findings] == []
     skipped = [report.name for report in reports if report.verdict is Verdict.SKIPPED]
     assert skipped == ["job-timeout"]
+    last = reports[-1]
+    assert (last.name, last.verdict) == ("late-callbacks", Verdict.PASSED)
+    assert last.figures["callbacks"] > 10
+    titles = [index for index, line in enumerate(printed) if line.startswith("📝 ")]
+    assert [printed[index] for index in titles] == [f"📝 {report.title}" for report in reports]
+    assert {printed[index - 1] for index in titles} == {""}
+    # The lines of the first case are specified, and have no verdict.
+    assert printed[titles[1] - 2].startswith("      ↳ Image stored at: ")
+    verdicts = [printed[index - 2] for index in titles[2:]] + printed[-1:]
+    skipped_at = [report.name for report in reports[1:]].index("job-timeout")
+    assert verdicts.pop(skipped_at) == f"   ⏭️ Skipped: {reports[skipped_at + 1].note}"
+    assert set(verdicts) == {"   ✅ Passed"}
+    assert sum("Callback metadata: {'status': 'expired'" in line for line in printed) == 1
 
 
 @pytest.mark.parametrize("check", [check_cancel_running, check_cancel_queued, check_redeliver])

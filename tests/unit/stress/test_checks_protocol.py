@@ -5,11 +5,14 @@ import pytest
 from faulty_service import FaultyService, Flaw
 from kit_sessions import BUDGETS, SECRET, session_with
 
+from stress.callback_server import CallbackServer
 from stress.checks.guard import CheckSkipped, guarded
+from stress.checks.inbox import LocalInbox
 from stress.checks.jobs import Watch
 from stress.checks.outcome import CheckReport, Fault, Verdict
 from stress.checks.protocol import check_protocol
 from stress.checks.session import Session
+from stress.receiver.entries import CallbackEntry
 
 
 def lines(session: Session) -> list[str]:
@@ -32,6 +35,19 @@ async def test_a_good_job_prints_the_specified_lines(tmp_path: Path) -> None:
         f"      ↳ Secret header: {SECRET}",
         f"      ↳ Image stored at: {stored}",
     ]
+
+
+async def test_a_picture_is_said_to_be_stored_only_where_the_receiver_has_stored_it(tmp_path: Path) -> None:
+    class Forgetful(LocalInbox):
+        async def entries_for(self, job_id: str) -> tuple[CallbackEntry, ...]:
+            entries = await super().entries_for(job_id)
+            return tuple(entry.model_copy(update={"saved_path": None}) for entry in entries)
+
+    with CallbackServer(secret=SECRET) as receiver:
+        async with session_with(FaultyService(), tmp_path, inbox=Forgetful(receiver)) as session:
+            report = await check_protocol(session)
+    assert report.findings == ()
+    assert lines(session)[-1] == f"      ↳ Secret header: {SECRET}"
 
 
 async def test_the_service_is_left_to_choose_the_id(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ async def test_a_broken_picture_is_no_reference(tmp_path: Path) -> None:
         (run,) = await references.prepare(watch, [request])
 
     assert run.findings
+    assert run.received is None
     assert references.get(request) is None
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,15 @@ async def test_good_pictures_beyond_those_shown_are_not_kept(tmp_path: Path, mon
     assert report.figures["jobs"] == 6
     assert len(report.jobs) == 2
     assert len(list((tmp_path / "soak").glob("*.png"))) == 2
+
+
+async def test_a_soak_of_a_slow_device_gives_its_callbacks_the_time_of_their_jobs(tmp_path: Path) -> None:
+    slow = replace(BUDGETS, base_s=3600.0)
+    async with session_with(FaultyService(), tmp_path, budgets=slow) as session:
+        report = await check_soak(session, rate_per_s=10, duration_s=0.1, latency_allowance=GENEROUS)
+
+    expiry = datetime.fromisoformat(str(report.jobs[0].request["expiry"]))
+    assert expiry > datetime.now(UTC) + timedelta(seconds=3000)
 
 
 async def test_a_rate_of_nothing_is_refused(tmp_path: Path) -> None:

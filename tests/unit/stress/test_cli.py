@@ -4,33 +4,29 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-from faulty_service import FaultyService, Flaw
-from junitparser import JUnitXml
+from faulty_service import FaultyService
+from kit_calls import SMALL, Kit
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 
 from stress.background_server import BackgroundServer
 from stress.callback_server import CallbackServer
 from stress.checks.outcome import KitReport, Verdict
 from stress.cli import app
+from stress.receiver import control
 
 ROOT = Path(__file__).parents[3]
-SMALL = ("--width", "128", "--height", "128", "--steps", "2", "--poll-interval", "0.05", "--poll-budget", "60")
 # The machine may be slow; nothing here waits for this long when it is not.
 PATIENCE_S = 120
-
-Kit = Callable[..., Result]
 
 
 async def _ready(_: Request) -> Response:
@@ -38,38 +34,6 @@ async def _ready(_: Request) -> Response:
 
 
 READY = Route("/ready", _ready)
-
-
-@pytest.fixture(autouse=True)
-def nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in os.environ:
-        if name.startswith(("ASYNC_", "STRESS_TEST_", "ENABLE_")):
-            monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def base() -> str:
-    """A base URL for a receiver on a port that is free now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{listener.getsockname()[1]}"
-
-
-@pytest.fixture
-def kit(base: str, tmp_path: Path) -> Kit:
-    """Call the command line in this process, with a receiver of its own on a free port of loopback."""
-
-    def call(*arguments: str) -> Result:
-        own = ("--callback-base", base, "--callback-bind-host", "127.0.0.1", "--pictures", str(tmp_path / "pictures"))
-        return CliRunner().invoke(app, [*arguments, *own])
-
-    return call
-
-
-@pytest.fixture
-def service() -> Iterator[FaultyService]:
-    with FaultyService() as service:
-        yield service
 
 
 def test_without_a_command_the_protocol_check_prints_the_specified_lines(
@@ -103,26 +67,6 @@ def test_without_a_command_the_protocol_check_prints_the_specified_lines(
     for line, pattern in zip(lines, expected, strict=True):
         assert re.fullmatch(pattern, line), line
     assert Path(lines[13].split(": ")[1]).is_file()
-
-
-def test_a_failed_check_exits_1_and_is_in_every_report(kit: Kit, tmp_path: Path) -> None:
-    reports = {name: tmp_path / "reports" / f"kit.{name}" for name in ("json", "junit", "html")}
-    flags = [word for name, path in reports.items() for word in (f"--{name}", str(path))]
-    with FaultyService(Flaw.WRONG_SECRET) as service:
-        result = kit("run", "--miner-url", service.url, "--only", "protocol", "--only", "unknown-id", *SMALL, *flags)
-    assert result.exit_code == 1, result.output
-    assert "- Passed: 1" in result.stdout
-    assert "wrong_secret" in result.stdout
-    report = KitReport.model_validate_json(reports["json"].read_text())
-    assert [(check.name, check.verdict) for check in report.checks] == [
-        ("protocol", Verdict.FAILED),
-        ("unknown-id", Verdict.PASSED),
-    ]
-    assert report.service_name
-    assert "test-secret" not in reports["html"].read_text().split("What is wrong")[0]
-    (suite,) = JUnitXml.fromfile(str(reports["junit"]))
-    assert (suite.tests, suite.failures) == (2, 1)
-    assert "X-Callback-Secret" in reports["html"].read_text()
 
 
 def test_the_load_checks_run_by_their_numbers(kit: Kit, service: FaultyService, tmp_path: Path) -> None:
@@ -232,6 +176,29 @@ def test_a_receiver_elsewhere_is_used_when_told(service: FaultyService, tmp_path
     assert receiver.url in result.stderr
 
 
+@pytest.mark.parametrize(("token", "verdict"), [("t0ken", "passed"), ("", "skipped")])
+def test_a_receiver_elsewhere_misbehaves_for_whoever_has_its_control_token(
+    token: str, verdict: str, service: FaultyService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASYNC_CALLBACK_CONTROL_TOKEN", token)
+    # As for a caller on another machine.
+    monkeypatch.setattr(control, "_is_local", lambda _: False)
+    path = tmp_path / "kit.json"
+    flags = ["--no-auto-callback", "--only", "failing-target", "--pictures", str(tmp_path), "--json", str(path)]
+    with CallbackServer(secret="test-secret", control_token="t0ken") as receiver:
+        CliRunner().invoke(app, ["--miner-url", service.url, "--callback-base", receiver.url, *flags, *SMALL])
+    (check,) = json.loads(path.read_text())["checks"]
+    assert check["verdict"] == verdict
+    assert ("ASYNC_CALLBACK_CONTROL_TOKEN" in (check["note"] or "")) == (verdict == "skipped")
+
+
+def test_only_skipped_checks_exit_2_because_nothing_was_checked(kit: Kit, service: FaultyService) -> None:
+    result = kit("--miner-url", service.url, "--only", "job-timeout", *SMALL)
+    assert result.exit_code == 2
+    assert "- Total tests: 0" in result.stdout
+    assert "Nothing could be checked" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -259,58 +226,6 @@ def test_wrong_usage_exits_2_with_a_sentence(kit: Kit, arguments: tuple[str, ...
     assert words in result.stderr
     assert "Traceback" not in result.stderr
     assert "s3cret" not in result.stderr
-
-
-def test_a_folder_for_pictures_that_cannot_be_had_is_noticed_before_the_checks(
-    service: FaultyService, tmp_path: Path
-) -> None:
-    (tmp_path / "file").touch()
-    with CallbackServer(secret="test-secret") as receiver:
-        flags = ("--no-auto-callback", "--callback-base", receiver.url, "--pictures", str(tmp_path / "file" / "folder"))
-        result = CliRunner().invoke(app, ["--miner-url", service.url, "--only", "protocol", *flags, *SMALL])
-    assert result.exit_code == 2
-    assert "another folder for --pictures" in result.stderr
-    assert service.submissions == 0
-
-
-def test_a_kit_that_could_not_begin_leaves_no_empty_report(kit: Kit, base: str, tmp_path: Path) -> None:
-    earlier = tmp_path / "earlier.html"
-    earlier.write_text("earlier")
-    flags = ("--json", str(tmp_path / "new.json"), "--html", str(earlier))
-    assert kit("--miner-url", f"http://127.0.0.1:{base.rsplit(':', 1)[1]}", *flags).exit_code == 2
-    assert not (tmp_path / "new.json").exists()
-    assert earlier.read_text() == "earlier"
-
-
-def test_a_report_that_cannot_be_written_at_the_end_takes_nothing_with_it_but_the_exit_code(
-    kit: Kit, service: FaultyService, tmp_path: Path
-) -> None:
-    # Writing to this device fails with "no space left"; opening it does not.
-    flags = ("--only", "unknown-id", "--json", "/dev/full", "--html", str(tmp_path / "kit.html"))
-    result = kit("--miner-url", service.url, *flags, *SMALL)
-    assert result.exit_code == 2
-    assert "/dev/full could not be written" in result.stderr
-    assert "- Passed: 1" in result.stdout
-    assert "The check passed" in (tmp_path / "kit.html").read_text()
-
-
-def test_half_a_character_in_an_answer_costs_no_report_and_forges_no_line(kit: Kit, tmp_path: Path) -> None:
-    body = rb'{"detail": "\ud800 broken\n- Passed: 99"}'
-
-    async def answer(request: Request) -> Response:
-        if request.method == "POST":
-            return Response(body, 500, media_type="application/json")
-        return JSONResponse({"name": "x", "version": "1", "status": "healthy"})
-
-    routes = [Route(path, answer, methods=["GET", "POST"]) for path in ("/", "/health", "/inference")]
-    reports = {name: tmp_path / f"kit.{name}" for name in ("json", "junit", "html")}
-    flags = [word for name, path in reports.items() for word in (f"--{name}", str(path))]
-    with BackgroundServer(Starlette(routes=routes), probe_path="/health") as server:
-        result = kit("--miner-url", server.url, "--only", "protocol", *flags, *SMALL)
-    assert result.exit_code == 1, result.stderr
-    assert [line for line in result.stdout.splitlines() if line.startswith("- Passed")] == ["- Passed: 0"]
-    for path in reports.values():
-        assert "broken" in path.read_text(encoding="utf-8")
 
 
 def test_a_variable_that_is_no_number_exits_2_and_is_named(kit: Kit, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ async def test_a_flaw_is_found_for_the_right_reason(row: Row, tmp_path: Path) ->
     if row.impatient:
         fields["budgets"] = IN_VAIN
     if row.flaw is Flaw.CALLBACK_AFTER_EXPIRY:
-        fields["asking"] = replace(ASKING, expiry_minutes=1 / 60)
+        fields["asking"] = replace(ASKING, expiry_minutes=1 / 60, expiry_is_fixed=True)
     async with session_with(service_with(row.flaw, row.check), tmp_path, **fields) as session:
         report = await row.check(session)
     assert {finding.fault for finding in report.findings} == row.faults, report.findings

@@ -61,6 +61,17 @@ def test_every_variable_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.names_a_receiver
 
 
+@pytest.mark.parametrize(
+    ("value", "is_yes"),
+    [("1", True), ("TRUE", True), ("yes", True), ("0", False), ("no", False), ("on", False), ("perhaps", False)],
+)
+def test_a_receiver_elsewhere_is_named_by_1_true_or_yes(
+    monkeypatch: pytest.MonkeyPatch, value: str, is_yes: bool
+) -> None:
+    monkeypatch.setenv("ASYNC_USE_EXTERNAL_CALLBACK", value)
+    assert KitSettings().use_external_callback is is_yes
+
+
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASYNC_MINER_URL", "")
     settings = KitSettings()

@@ -289,3 +289,18 @@ def test_a_receiver_that_is_gone_is_said_to_be_and_comes_back(browser: Any) -> N
         expect_rows(page, 2)
         shows(page, "#live", "Live")
     page.close()
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_a_long_job_id_begins_beside_its_mark(width: int, receiver: CallbackServer, open_page: Any) -> None:
+    post(receiver, headers=RIGHT, job_id="a" * 150)
+    page = open_page(width=width)
+    expect_rows(page, 1)
+    below_px = page.locator("button.job").evaluate(
+        """button => {
+            const text = document.createRange();
+            text.selectNodeContents(button);
+            return text.getClientRects()[0].top - button.getBoundingClientRect().top;
+        }"""
+    )
+    assert below_px < 8

@@ -112,6 +112,34 @@ def test_records_and_pictures_are_bounded(tmp_path: Path) -> None:
     assert len((tmp_path / "callbacks.jsonl").read_text().splitlines()) == 1
 
 
+def test_of_pictures_that_take_too_much_the_oldest_go_and_their_records_stay(tmp_path: Path) -> None:
+    bound = 2 * len(png(1)) + len(png(1)) // 2
+    with CallbackServer(storage=tmp_path, keep=True, max_picture_bytes=bound) as server:
+        for number in range(5):
+            post(server, job_id=f"job-{number}", picture=png(number))
+        assert [server.picture(entry) is not None for entry in server.entries()] == [False] * 3 + [True] * 2
+        assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["job-3.png", "job-4.png"]
+        feed = httpx.get(f"{server.url}/feed", trust_env=False).json()["entries"]
+        assert [entry["saved_path"] is not None for entry in feed] == [False] * 3 + [True] * 2
+    with CallbackServer(storage=tmp_path, keep=True, max_picture_bytes=1) as again:
+        assert [entry.job_id for entry in again.entries()] == [f"job-{number}" for number in range(5)]
+        assert [again.picture(entry) is not None for entry in again.entries()] == [False] * 4 + [True]
+        again.clear()
+        assert files(tmp_path) == ["callbacks.jsonl"]
+
+
+def test_a_picture_that_comes_many_times_is_counted_once(tmp_path: Path) -> None:
+    with CallbackServer(storage=tmp_path, max_picture_bytes=2 * len(png(1))) as server:
+        for number in range(5):
+            post(server, job_id=f"job-{number}", picture=png(1))
+        assert all(server.picture(entry) == png(1) for entry in server.entries())
+
+
+def test_a_bound_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="Pass 1 or more"):
+        CallbackServer(max_picture_bytes=0)
+
+
 def test_a_picture_stays_while_another_record_has_it(tmp_path: Path) -> None:
     with CallbackServer(storage=tmp_path, max_entries=2) as server:
         for job_id in ("job-1", "job-1", "job-2"):
