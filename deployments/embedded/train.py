@@ -58,6 +58,7 @@ def text(steps: Steps = 4000, seed: Seed = 1, work: Folder = WORK, threads: Thre
 def denoiser(
     steps: Steps = 20000,
     early_steps: Annotated[int, typer.Option(help="First steps, which train on small pictures only.")] = 900,
+    rate: Annotated[float, typer.Option(help="Factor on the learning rate; 0.5 to go on from trained weights.")] = 1.0,
     bfloat16: Bfloat16 = False,
     seed: Seed = 1,
     work: Folder = WORK,
@@ -67,7 +68,7 @@ def denoiser(
     torch.set_num_threads(threads)
     encoder = build_text_encoder()
     _restore(encoder, work, train_text.STAGE)
-    plan = train_denoiser.Plan(steps=steps, early_steps=early_steps, bfloat16=bfloat16, seed=seed)
+    plan = train_denoiser.Plan(steps=steps, early_steps=early_steps, rate=rate, bfloat16=bfloat16, seed=seed)
     stage = train_denoiser.STAGE
     train_denoiser.train(plan, encoder, Checkpoint(work / f"{stage}.pt"), Progress(stage))
 

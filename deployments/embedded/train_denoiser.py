@@ -61,6 +61,8 @@ class Plan:
     """Part of the scenes with two things: harder than single ones, so more of them than the grammar has."""
     muon_rate: float = 0.02
     adam_rate: float = 1e-3
+    rate: float = 1.0
+    """Factor on both: less than 1 where the training goes on from trained weights."""
     warm_up: int = 50
     decay_from: float = 0.2
     """Part of the steps after which the learning rate falls in a straight line to a fiftieth."""
@@ -76,10 +78,10 @@ class Plan:
 
 
 def schedule(plan: Plan, step: int) -> float:
-    """Part of the peak learning rate: warm-up, plateau, straight fall to a fiftieth."""
+    """Factor on the peak learning rates: warm-up, plateau, straight fall to a fiftieth."""
     warm = min(1.0, (step + 1) / plan.warm_up)
     fall = (step / plan.steps - plan.decay_from) / (1.0 - plan.decay_from)
-    return warm * (1.0 - 0.98 * max(0.0, min(1.0, fall)))
+    return plan.rate * warm * (1.0 - 0.98 * max(0.0, min(1.0, fall)))
 
 
 def build_optimizers(plan: Plan, unet: UNet2DConditionModel) -> tuple[torch.optim.Optimizer, ...]:
