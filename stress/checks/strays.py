@@ -3,6 +3,8 @@
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
 
 from stress.checks.callbacks import duplicate_faults
 from stress.checks.guard import CheckSkipped, guarded
@@ -10,10 +12,13 @@ from stress.checks.inbox import LocalInbox
 from stress.checks.jobs import Watch
 from stress.checks.outcome import CheckReport, Fault, Finding, JobTrace
 from stress.checks.session import Session
+from stress.errors import ServiceError
 from stress.receiver.entries import CallbackEntry, EntryKind
 
 NAME = "late-callbacks"
 TITLE = "One callback for every job"
+MOST_ASKED = 100
+"""Unknown ids that the service is asked about."""
 
 
 async def check_late_callbacks(session: Session, reports: Sequence[CheckReport]) -> CheckReport:
@@ -31,7 +36,7 @@ async def check_late_callbacks(session: Session, reports: Sequence[CheckReport])
         await asyncio.sleep(session.budgets.quiet_s)
         entries = await session.inbox.entries()
         found = [*_missing(session, jobs, entries), *surplus(jobs, entries), *_refused(session, entries)]
-        strangers = _strangers(session, entries)
+        strangers = await _strangers(session, jobs, entries)
         note = f"Looked at {len(entries)} callback(s) of {sum(map(len, jobs.values()))} job(s)."
         if strangers and not isinstance(session.inbox, LocalInbox):
             note += f" {len(strangers)} more have ids of others, who may use the same receiver."
@@ -92,10 +97,26 @@ def _refused(session: Session, entries: Iterable[CallbackEntry]) -> list[Finding
     return _unexpected(session, refused, "a submission that was refused")
 
 
-def _strangers(session: Session, entries: Iterable[CallbackEntry]) -> list[Finding]:
+async def _strangers(
+    session: Session, jobs: Mapping[str, Sequence[JobTrace]], entries: Iterable[CallbackEntry]
+) -> list[Finding]:
     ids = session.ids
     strange = [entry for entry in entries if not ids.may_call_back(entry.job_id) and not ids.was_refused(entry.job_id)]
+    # A callback that an earlier call of the kit refused is rightly repeated, to the same address.
+    statuses = (trace.status for traces in jobs.values() for trace in traces)
+    since = min((status.queued_at for status in statuses if status and status.queued_at), default=None)
+    asked = sorted({entry.job_id for entry in strange})[:MOST_ASKED]
+    earlier = {job_id for job_id in asked if await _is_from_before(session, job_id, since)}
+    strange = [entry for entry in strange if entry.job_id not in earlier]
     return _unexpected(session, strange, "an id that the kit never submitted")
+
+
+async def _is_from_before(session: Session, job_id: str, since: datetime | None) -> bool:
+    """Whether the service knows this job and had it before the first of this session, by its own clock."""
+    with suppress(ServiceError, ValueError):
+        queued_at = (await session.client.status(job_id)).queued_at
+        return since is not None and queued_at is not None and queued_at < since
+    return False
 
 
 def _unexpected(session: Session, entries: Iterable[CallbackEntry], whose: str) -> list[Finding]:

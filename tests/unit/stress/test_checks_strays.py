@@ -75,6 +75,25 @@ async def test_a_callback_that_belongs_to_nobody_is_found(prefix: str, tmp_path:
     assert finding.job_id not in {trace.job_id for trace in load.jobs}
 
 
+@pytest.mark.parametrize("before", [True, False])
+async def test_a_callback_of_a_job_from_before_is_nobodys_fault(before: bool, tmp_path: Path) -> None:
+    async with session_with(FaultyService(), tmp_path) as session:
+
+        async def submit_elsewhere() -> None:
+            asked = {"prompt": "a red circle", "width": 64, "height": 64, "num_inference_steps": 1}
+            job_id = (await session.client.submit(**asked, callback_url=session.inbox.callback_url)).job_id
+            assert await session.inbox.wait_for(job_id, timeout_s=60)
+
+        if before:
+            await submit_elsewhere()
+        load = await check_rapid_concurrent(session, 1)
+        if not before:
+            await submit_elsewhere()
+        report = await check_late_callbacks(session, [load])
+
+    assert faults(report) == ([] if before else [Fault.UNEXPECTED_CALLBACK])
+
+
 async def test_a_callback_of_a_refused_submission_is_found(tmp_path: Path) -> None:
     async with session_with(VariedService(Variation.REFUSES_AND_CALLS_BACK), tmp_path) as session:
         reports = [await check_invalid_requests(session), await check_rapid_concurrent(session, 1)]
