@@ -3,7 +3,6 @@
 import os
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from bench.config import ROOT, Document, free_port
 from bench.errors import BenchError
 from bench.processes import role
 from bench.records import ProxyModeName
-from launcher.local import MARKER, kill_instance, processes_of
+from launcher.local import MARKER, interrupt, kill_instance, processes_of
 
 READY_TIMEOUT_S = 300.0
 """Sixty-four replicas on two cores need minutes."""
@@ -86,13 +85,8 @@ class Instance:
 
     def stop(self) -> None:
         """End every process and remove Ray's files."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        if self._process is not None:
+            interrupt(self._process, STOP_TIMEOUT_S)
         # Ray's own processes need a moment to notice that the first one is gone.
         _, alive = psutil.wait_procs(self.processes(), timeout=_ENDING_S)
         self.left_running = tuple(sorted(role(process) for process in alive))

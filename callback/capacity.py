@@ -121,16 +121,15 @@ class Capacity:
         `turn_by` is a moment of the event loop's clock, in seconds; raises `NoTurn` when it comes first.
         """
         async with AsyncExitStack() as held:
-            where = ""
+            gate = held.enter_context(self._gate(receiver))
+            where = busy = f"its receiver is busy with {gate.users - 1} earlier callbacks"
             try:
                 async with asyncio.timeout_at(turn_by):
-                    gate = held.enter_context(self._gate(receiver))
-                    where = f"its receiver is busy with {gate.users - 1} earlier callbacks"
                     # Bytes before slots: who waits for bytes keeps no slot from those that need few or none.
                     await held.enter_async_context(gate.room.hold(size_bytes))
                     where = "the pictures of other callbacks take all the memory"
                     await held.enter_async_context(self._room.hold(size_bytes))
-                    where = f"its receiver is busy with {gate.users - 1} earlier callbacks"
+                    where = busy
                     await held.enter_async_context(gate.slots)
                     where = "all delivery slots are busy"
                     await held.enter_async_context(self._slots)

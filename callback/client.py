@@ -117,9 +117,8 @@ class TrackerClient:
             self._lost.clear()
             try:
                 await self._take_over_if_older()
-            except TrackerError as error:
-                # The next caller finds whoever is the tracker then.
-                _log.warning("the tracker's successor does not answer", extra={"cause": str(error)})
+            except Exception as error:  # noqa: BLE001 - whatever Ray raises must not end the watch for ever
+                _log.warning("the tracker's successor cannot be looked at", extra={"cause": str(error)})
                 self._lost.set()
                 await asyncio.sleep(WATCH_PAUSE_S)
 

@@ -88,9 +88,10 @@ class Lifecycle:
             for job in open_jobs:
                 known = self._board.get(job.view.key)
                 entry = _entry_of(job, known.view if known is not None else None)
-                has_waited_since = known is not None and known.waiting_since == job.waiting_since
-                waited_s = max(0.0, now - job.waiting_since)
-                entry.waits_from = known.waits_from if known is not None and has_waited_since else steady - waited_s
+                if known is not None and known.waiting_since == job.waiting_since:
+                    entry.waits_from = known.waits_from
+                else:
+                    entry.waits_from = steady - max(0.0, now - job.waiting_since)
                 entry.lease_until = steady + self._config.lease_s
                 entries.append(entry)
             self._board.replace_all(entries)

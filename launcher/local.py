@@ -46,6 +46,18 @@ class Address:
         return f"http://{self.reachable_host}:{self.port}"
 
 
+def interrupt(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+    """End a process as Ctrl-C does, and kill it if it has not ended after `timeout_s`; one that has ended is left."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(timeout_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
 class LocalDarkroom:
     """Runs `serve run` on a configuration file. `home` keeps data, the configuration in force, the instance's name."""
 
@@ -143,13 +155,8 @@ class LocalDarkroom:
 
     def stop(self) -> None:
         """End the service: politely first, then whatever is left of it."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-            try:
-                self._process.wait(STOP_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        if self._process is not None:
+            interrupt(self._process, STOP_TIMEOUT_S)
         kill_instance(self.instance)
         note = self._home / "instance"
         if note.exists() and note.read_text().strip() == self.instance:

@@ -256,6 +256,27 @@ async def test_a_tracker_of_older_code_that_follows_one_which_died_is_replaced(
     assert cluster.killed == ["tracker-1"]
 
 
+async def test_the_watch_over_successors_outlives_whatever_is_raised(
+    connect: Callable[..., TrackerClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "WATCH_PAUSE_S", 0.001)
+    client = connect(Cluster(silent))
+    looked: list[int] = []
+    done = asyncio.Event()
+
+    async def look() -> None:
+        looked.append(len(looked))
+        if len(looked) == 1:
+            raise RuntimeError("Ray raised what nobody expected")
+        done.set()
+
+    monkeypatch.setattr(client, "_take_over_if_older", look)
+    client._spawn(client._watch_over_successors())
+    client._lost.set()
+
+    await asyncio.wait_for(done.wait(), BOUND_S)
+
+
 @pytest.mark.parametrize(
     ("found", "replaced"),
     [
