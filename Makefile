@@ -25,8 +25,11 @@ serve: $(READY)  ## serve on http://127.0.0.1:8091 until Ctrl-C
 stop: $(READY)   ## stop what serve or demo started
 	$(BIN)/python -m launcher stop
 
+# Two runs: what needs no service waits more than it computes, so three at a time finish sooner. The tests of the running
+# service load the machine, and share one Ray instance: one after the other.
 test: $(READY)   ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest tests/unit tests/contract --numprocesses 3
+	$(BIN)/python -m pytest tests/e2e
 
 bench: $(READY)  ## measure what Darkroom costs; QUICK=1 for two minutes instead of an hour
 	$(BIN)/python -m bench all $(if $(QUICK),--quick)

@@ -1,6 +1,7 @@
 """What all tests share: one Ray Serve instance a session, and applications deployed on it."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from tests.apps import App, free_port
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
+
+# A shell lets what it starts in the background ignore Ctrl-C, and every child inherits that: then the tests that
+# interrupt a process would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +37,11 @@ def serve_url() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def deploy(serve_url: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., App]:
-    """Deploy an application with its own store, pictures and tracker: `deploy(name, **settings)`; again: redeploy."""
+def deploy_for_all(serve_url: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., App]:
+    """Deploy an application with its own store, pictures and tracker: `deploy_for_all(name, **settings)`.
+
+    Again with the same name: redeploy.
+    """
     from ray import serve
 
     from serve_app.app import build
@@ -51,8 +59,24 @@ def deploy(serve_url: str, tmp_path_factory: pytest.TempPathFactory) -> Callable
     return deploy_app
 
 
+@pytest.fixture(scope="module")
+def deploy(deploy_for_all: Callable[..., App]) -> Iterator[Callable[..., App]]:
+    """Deploy like `deploy_for_all`; the applications are taken away after the module: even idle ones use the cores."""
+    from ray import serve
+
+    names: set[str] = set()
+
+    def deploy_app(name: str, **settings: Any) -> App:
+        names.add(name)
+        return deploy_for_all(name, **settings)
+
+    yield deploy_app
+    for name in names:
+        serve.delete(name, _blocking=False)
+
+
 @pytest.fixture(scope="session")
-def app(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) -> App:
+def app(deploy_for_all: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) -> App:
     """The application that most tests share: a fast simulated model, and the embedded one."""
     from deployments.embedded import MODEL_FOLDER
     from deployments.models import ModelSettings, SimulatedOptions
@@ -63,7 +87,7 @@ def app(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) ->
     simulated = SimulatedOptions(
         step_seconds=0.02, fail_on="[fail]", out_of_memory_on="[oom]", hang_on="[hang]", crash_on="[crash]"
     )
-    return deploy(
+    return deploy_for_all(
         "shared",
         models=[
             ModelSettings(name="simulated", engine="simulated", simulated=simulated),
@@ -75,6 +99,6 @@ def app(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def embedded_app(deploy: Callable[..., App]) -> App:
+def embedded_app(deploy_for_all: Callable[..., App]) -> App:
     """The application as it is without any setting: the embedded model with the adapters that ship with it."""
-    return deploy("embedded")
+    return deploy_for_all("embedded")

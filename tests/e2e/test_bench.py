@@ -1,19 +1,25 @@
 """The benchmarks run, at a size at which every path is taken and no figure means anything."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
 from typer.testing import CliRunner
 
-from bench import results
+from bench import constant_app, naive_app, results
 from bench.cli import app
-from bench.records import Results
+from bench.plan import TINY
+from bench.receiver import receiver
+from bench.records import ProxyModeName, Results, SystemFigures
+from bench.rounds import HELD, NOOP, Rounds
 from launcher.local import MARKER
+from tests.apps import App
 
-# Each starts one to three Ray instances; on a machine with two busy cores that takes minutes. So all but the first run
-# only when asked for.
+# Each of those marked `bench` starts one to three Ray instances; on two cores that takes minutes. So they run only when
+# asked for, and the first, which measures the session's instance, always.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 Measure = Callable[..., Results]
@@ -47,6 +53,55 @@ def instances() -> list[str]:
     return [name for name in found if name]
 
 
+@dataclass(frozen=True)
+class OurInstance:
+    """The session's Ray instance, to measure."""
+
+    url: str
+    mode: ProxyModeName = "default"
+
+    def processes(self) -> list[psutil.Process]:
+        """Return Ray's processes: all are children of this one."""
+        return psutil.Process().children(recursive=True)
+
+    def haproxy_files(self) -> tuple[str, ...]:
+        """There is no HAProxy."""
+        return ()
+
+
+@pytest.fixture
+def yardsticks(deploy: Callable[..., App], tmp_path: Path) -> Iterator[str]:
+    """Darkroom with the benchmark's models, and the yardsticks below its address, which this is."""
+    from ray import serve
+
+    darkroom = deploy("path", models=[NOOP, HELD])
+    apps = {"constant": constant_app.app, "naive": naive_app.build({"folder": str(tmp_path)})}
+    for name, application in apps.items():
+        serve.run(application, name=name, route_prefix=f"/path/{name}")
+    yield darkroom.url
+    for name in apps:
+        serve.delete(name, _blocking=False)
+
+
+def test_each_round_measures_every_system(yardsticks: str) -> None:
+    with receiver() as callbacks:
+        figures = asyncio.run(Rounds(TINY, OurInstance(yardsticks), callbacks, lambda _: None).measure())
+
+    assert [run.system for run in figures.runs] == ["constant", "naive", "darkroom", "darkroom+callbacks"]
+    assert all(run.jobs_per_s > 0 and run.submits.count == TINY.jobs for run in figures.runs)
+    check_systems(figures.systems, "path:Ingress")
+    assert all(ratio.estimate.median > 0 for ratio in figures.ratios)
+
+
+def check_systems(systems: Sequence[SystemFigures], ingress: str) -> None:
+    """Every system has its figures, and Darkroom its processes."""
+    constant, naive, darkroom, called_back = systems
+    assert constant.polls_per_s is None
+    assert all(system.polls_per_s.median > 0 for system in (naive, darkroom, called_back))
+    assert {ingress, "TrackerActor"} <= darkroom.cpu_ms_per_job.keys()
+
+
+@pytest.mark.bench
 def test_the_job_path_is_measured_beside_its_yardsticks(measure: Measure) -> None:
     path = measure("job-path", "--mode", "default").job_path
 
@@ -54,7 +109,7 @@ def test_the_job_path_is_measured_beside_its_yardsticks(measure: Measure) -> Non
     assert path.headroom > 0
     (mode,) = path.modes
     assert [system.system for system in mode.systems] == ["constant", "naive", "darkroom", "darkroom+callbacks"]
-    assert {"darkroom:Ingress", "TrackerActor"} <= mode.systems[2].cpu_ms_per_job.keys()
+    check_systems(mode.systems, "darkroom:Ingress")
     assert {ratio.name for ratio in mode.ratios} == {
         "darkroom / constant",
         "darkroom / naive",

@@ -65,7 +65,7 @@ def service(settings: KitSettings, request: pytest.FixtureRequest, tmp_path_fact
 
     folder = tmp_path_factory.mktemp("validators-adapters")
     save_adapters(folder)
-    app = request.getfixturevalue("deploy")("validators", adapters_dir=folder)
+    app = request.getfixturevalue("deploy_for_all")("validators", adapters_dir=folder)
     return Service(app.url, adapters=("", "strong"), own=True)
 
 

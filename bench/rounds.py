@@ -1,0 +1,132 @@
+"""Rounds of measurements: each system in turn, the order rotated, with what a run of each consists of."""
+
+import asyncio
+import json
+from collections.abc import Callable
+from typing import Protocol
+
+import aiohttp
+import psutil
+
+from bench.jobs import Order, ended, ids_of, moment, polls_of, statuses
+from bench.load import Call, burst, load_generator, one
+from bench.plan import Plan
+from bench.processes import CpuMeter, listeners, memory
+from bench.receiver import Receiver
+from bench.records import ModeFigures, ProxyModeName, Run
+from bench.summary import ratios, summarise
+from deployments.models import ModelSettings, SimulatedOptions
+
+CALLBACKS_TIMEOUT_S = 300.0
+
+NOOP = ModelSettings(name="noop", engine="noop")
+HELD = ModelSettings(name="held", engine="simulated", simulated=SimulatedOptions(step_seconds=100.0))
+"""One endless job is polled while it is open. A step is as long as the engine's watchdog allows it to be."""
+
+Progress = Callable[[str], None]
+
+
+class Measured(Protocol):
+    """Where Darkroom answers at `url`, with the models `NOOP` and `HELD`, and the yardsticks below it."""
+
+    @property
+    def url(self) -> str:
+        """Darkroom's address; the yardsticks' are `<url>/constant` and `<url>/naive`."""
+
+    @property
+    def mode(self) -> ProxyModeName:
+        """The proxy in front of them."""
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the processes whose time and memory are counted."""
+
+    def haproxy_files(self) -> tuple[str, ...]:
+        """Return the names of HAProxy's files."""
+
+
+class Rounds:
+    """Measures one instance."""
+
+    def __init__(self, plan: Plan, instance: Measured, callbacks: Receiver, tell: Progress) -> None:
+        self._plan = plan
+        self._instance = instance
+        self._callbacks = callbacks
+        self._tell = tell
+        self._systems = ("constant", "naive", "darkroom", "darkroom+callbacks")
+
+    async def measure(self) -> ModeFigures:
+        """Warm up, measure every system in every round, and sum up. Raises `BenchError`."""
+        plan, mode = self._plan, self._instance.mode
+        async with load_generator() as session:
+            for system in self._systems:
+                # Connections, caches and code paths that every later run finds ready.
+                self._tell(f"{mode} proxy: warming up {system}")
+                await self._run(session, system, 2 * plan.submitters)
+            runs: list[Run] = []
+            for n in range(plan.pairs):
+                turn = n % len(self._systems)
+                for system in self._systems[turn:] + self._systems[:turn]:
+                    self._tell(f"{mode} proxy: round {n + 1} of {plan.pairs}, {system}")
+                    runs.append(await self._run(session, system, plan.jobs))
+        processes = self._instance.processes()
+        return ModeFigures(
+            mode=mode,
+            systems=tuple(summarise([run for run in runs if run.system == name]) for name in self._systems),
+            ratios=ratios(runs),
+            memory=memory(processes),
+            listeners=listeners(processes),
+            haproxy_files=self._instance.haproxy_files(),
+            left_running=(),
+            runs=tuple(runs),
+        )
+
+    async def _run(self, session: aiohttp.ClientSession, system: str, count: int) -> Run:
+        if system == "constant":
+            return await self._run_constant(session, count)
+        if system == "naive":
+            return await self._run_jobs(session, system, f"{self._instance.url}/naive", Order(), count)
+        order = Order(model=NOOP.name, callback_url=self._callbacks.url if "callbacks" in system else None)
+        run = await self._run_jobs(session, system, self._instance.url, order, count)
+        return run if order.callback_url else await self._with_open_polls(session, run, count)
+
+    async def _run_constant(self, session: aiohttp.ClientSession, count: int) -> Run:
+        cpu = self._cpu()
+        calls = Order().calls(f"{self._instance.url}/constant", count)
+        requests = (await burst(session, calls, self._plan.submitters)).calls()
+        return Run(system="constant", jobs_per_s=requests.per_s, submits=requests, cpu_ms_per_job=cpu.ms_per(count))
+
+    async def _run_jobs(self, session: aiohttp.ClientSession, system: str, url: str, order: Order, count: int) -> Run:
+        cpu = self._cpu()
+        submits = await burst(session, order.calls(url, count), self._plan.submitters)
+        job_ids = ids_of(submits)
+        # One poller for the last job, so that watching does not cost what is watched.
+        await ended(session, url, job_ids[-1])
+        received: dict[str, float] = {}
+        if order.callback_url:
+            received = await asyncio.to_thread(self._callbacks.wait_for, job_ids, CALLBACKS_TIMEOUT_S)
+        cpu_ms_per_job = cpu.ms_per(count)
+        cpu = self._cpu()
+        polls, final = await statuses(session, url, job_ids, self._plan.submitters)
+        last = max([moment(status, "completed_at") for status in final] + list(received.values()))
+        return Run(
+            system=system,
+            jobs_per_s=count / (last - submits.began),
+            submits=submits.calls(),
+            polls=polls.calls(),
+            cpu_ms_per_job=cpu_ms_per_job,
+            cpu_ms_per_poll=cpu.ms_per(count),
+        )
+
+    async def _with_open_polls(self, session: aiohttp.ClientSession, run: Run, count: int) -> Run:
+        """Add polls of a job that is being rendered all the while."""
+        url = self._instance.url
+        (submit,) = Order(model=HELD.name).calls(url, 1)
+        job_id = str(json.loads((await one(session, submit)).body)["job_id"])
+        cpu = self._cpu()
+        polls = await burst(session, polls_of(url, [job_id]) * count, self._plan.submitters)
+        used = cpu.ms_per(count)
+        await one(session, Call("DELETE", f"{url}/inference/{job_id}"))
+        return run.model_copy(update={"open_polls": polls.calls(), "cpu_ms_per_open_poll": used})
+
+    def _cpu(self) -> CpuMeter:
+        return CpuMeter(self._instance.processes())
