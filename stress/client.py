@@ -5,6 +5,7 @@ be repeated after a broken connection; on an older service, which ignores the ke
 """
 
 from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, ParamSpec, Self, TypeVar
@@ -13,6 +14,7 @@ from uuid import uuid4
 
 import anyio
 import httpx
+from anyio import CancelScope
 from anyio.from_thread import start_blocking_portal
 from pydantic_core import to_jsonable_python
 
@@ -237,6 +239,7 @@ class DarkroomClient:
         self._stack = ExitStack()
         self._portal = self._stack.enter_context(start_blocking_portal(name="darkroom-client"))
         self._stack.callback(self._portal.call, self._client.aclose)
+        self._running: set[CancelScope] = set()
 
     def __enter__(self) -> Self:
         return self
@@ -244,8 +247,15 @@ class DarkroomClient:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            # Before the connections are closed: calls would be repeated on what is closed.
+            self._portal.call(self._cancel_running)
         # The portal cancels what an interrupted call left running only when it is told of the error.
         self._stack.__exit__(kind, error, trace)
+
+    async def _cancel_running(self) -> None:
+        for scope in tuple(self._running):
+            scope.cancel()
 
     def close(self) -> None:
         """Close every connection and end the client's thread; a second call does nothing."""
@@ -313,7 +323,13 @@ class DarkroomClient:
 
     def _run(self, method: Callable[P, Coroutine[Any, Any, T]], /, *args: P.args, **kwargs: P.kwargs) -> T:
         async def run() -> T:
-            return await method(*args, **kwargs)
+            with CancelScope() as scope:
+                self._running.add(scope)
+                try:
+                    return await method(*args, **kwargs)
+                finally:
+                    self._running.discard(scope)
+            raise CancelledError("The client was closed.")
 
         return self._portal.call(run)
 
