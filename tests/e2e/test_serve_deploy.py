@@ -41,6 +41,8 @@ def dashboard() -> Iterator[str]:
     options = [f"--{name}={port}" for name, port in ports.items()]
     command = ["start", "--head", "--block", "--include-dashboard=true", "--num-cpus=4", f"--temp-dir={folder}"]
     environment = os.environ | {MARKER: INSTANCE, "RAY_AUTH_MODE": "disabled", "DARKROOM_DATA_DIR": f"{folder}/data"}
+    # Ray's agents, which rename themselves, would write over the marker otherwise.
+    environment["SPT_NOENV"] = "1"
     with Path(folder, "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", *command, "--node-ip-address=127.0.0.1", *options],
