@@ -27,16 +27,19 @@ from deployments.embedded.train_text import tokenise
 STAGE = "denoiser"
 
 SIZES: tuple[tuple[tuple[int, int], float], ...] = (
-    ((512, 512), 0.18),
-    ((1024, 1024), 0.50),
-    ((768, 768), 0.08),
-    ((768, 1024), 0.08),
-    ((1024, 768), 0.06),
-    ((512, 768), 0.03),
-    ((768, 512), 0.03),
+    ((512, 512), 0.34),
+    ((1024, 1024), 0.40),
+    ((768, 768), 0.06),
+    ((768, 1024), 0.07),
+    ((1024, 768), 0.05),
+    ((512, 768), 0.02),
+    ((768, 512), 0.02),
     ((256, 256), 0.04),
 )
-"""Width and height of the pictures, and the part of the steps that trains on them."""
+"""Width and height of the pictures, and the part of the steps that trains on them.
+
+A step has four times as many pictures of 512 x 512 as of 1024 x 1024: they teach which word belongs to which thing.
+"""
 
 EARLY_SIZES: tuple[tuple[tuple[int, int], float], ...] = (
     ((256, 256), 0.40),
@@ -57,7 +60,7 @@ class Plan:
     steps: int = 20000
     latents: int = 48 * 1024
     """Latents of a step: 48 pictures of 512 x 512, or 12 of 1024 x 1024."""
-    pairs: float = 0.4
+    pairs: float = 0.5
     """Part of the scenes with two things: harder than single ones, so more of them than the grammar has."""
     muon_rate: float = 0.02
     adam_rate: float = 1e-3
