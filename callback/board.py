@@ -9,8 +9,9 @@ from typing import Any
 
 from sortedcontainers import SortedDict
 
+from callback.finals import RecentFinals
 from callback.records import Changes, Cursor, JobView
-from callback.states import OPEN, JobState
+from callback.states import FINAL, OPEN, JobState
 
 CHANGES_KEPT = 8192
 """A reader further behind than this gets the whole of the open jobs anew."""
@@ -35,9 +36,13 @@ class Entry:
 
 
 class Board:
-    """All open jobs. It holds what has been committed and nothing else; `put` and `drop` follow a commit."""
+    """All open jobs, and those that ended last (`finals`).
+
+    It holds what has been committed and nothing else; `put` and `drop` follow a commit.
+    """
 
     def __init__(self, epoch: int) -> None:
+        self.finals = RecentFinals()
         self._entries: dict[str, Entry] = {}
         self._keys_by_id: dict[tuple[str, str], str] = {}
         self._queues: dict[str, SortedDict[int, str]] = {}
@@ -60,12 +65,18 @@ class Board:
         key = self._keys_by_id.get((owner, job_id))
         return self._entries[key] if key is not None else None
 
+    def known(self, owner: str, job_id: str) -> JobView | None:
+        """Return the current job with the client's id, open or final, if it is in memory."""
+        entry = self.find(owner, job_id)
+        return entry.view if entry is not None else self.finals.get(owner, job_id)
+
     def replace_all(self, entries: Iterable[Entry]) -> None:
         """Start afresh from the store. Readers are told everything again."""
         self._entries.clear()
         self._keys_by_id.clear()
         self._queues.clear()
         self._changes.clear()
+        self.finals.clear()
         # A gap in the numbering makes every reader's cursor too old, so that each gets the whole.
         self._cursor = replace(self._cursor, version=self._cursor.version + CHANGES_KEPT)
         self._changed.set()
@@ -77,7 +88,10 @@ class Board:
         view = entry.view
         self._entries[view.key] = entry
         self._keys_by_id[view.owner, view.job_id] = view.key
-        queue = self._queues.setdefault(view.model, SortedDict())
+        self.finals.free(view.owner, view.job_id)
+        queue = self._queues.get(view.model)
+        if queue is None:
+            queue = self._queues[view.model] = SortedDict()
         if view.state is JobState.QUEUED:
             queue[view.seq] = view.key
         else:
@@ -127,6 +141,8 @@ class Board:
         """Tell the readers that a job, open or final, looks like this now."""
         self._cursor = replace(self._cursor, version=self._cursor.version + 1)
         self._changes.append((self._cursor.version, view))
+        if view.state in FINAL and (view.owner, view.job_id) not in self._keys_by_id:
+            self.finals.note(view)
         self._changed.set()
 
     async def changes(self, cursor: Cursor, wait_s: float) -> Changes:

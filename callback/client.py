@@ -16,7 +16,8 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 
 from callback.actor import TrackerActor
 from callback.config import TRACKER_NAME, TRACKER_NAMESPACE, TrackerConfig, code_fingerprint, code_version
-from callback.errors import REFUSALS, JobNotFound, StoreUnavailable, TrackerError, TrackerUnavailable
+from callback.errors import REFUSALS, SILENCE, JobNotFound, StoreUnavailable, TrackerError, TrackerUnavailable
+from callback.lookups import Identity, Lookups
 from callback.records import (
     PROTOCOL_VERSION,
     Answer,
@@ -43,6 +44,8 @@ from observability.logs import get_logger
 
 ANSWER_TIMEOUT_S = 5.0
 """A call that has no answer by then is sent again."""
+LOOKUP_TIMEOUT_S = 10.0
+"""How long the tracker is asked for jobs that somebody looks up."""
 CHANGES_MARGIN_S = 3.0
 START_TIMEOUT_S = 60.0
 """How long a new tracker may take from its creation to its first answer."""
@@ -53,8 +56,10 @@ PAUSE_TOLERANCE_S = 1.0
 MAX_BATCH = 256
 BATCHES_UNDER_WAY = 2
 """Two, so that one is on its way while the other is being committed; more would only make batches smaller."""
+GATHER_S = 0.01
+"""Least time between two batches: a call through Ray costs as much processor time as ten commands. The first command
+after a rest is sent at once."""
 MAX_WAITING = 20_000
-_SILENCE = "The job tracker does not answer at the moment. Try again in a few seconds."
 
 _log = get_logger("tracker-client")
 
@@ -84,6 +89,7 @@ class TrackerClient:
         self._lost = asyncio.Event()
         self._waiting: asyncio.Queue[_Pending] = asyncio.Queue(MAX_WAITING)
         self._room = asyncio.Semaphore(BATCHES_UNDER_WAY)
+        self._lookups = Lookups(self._find)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -159,10 +165,11 @@ class TrackerClient:
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._lookups.close()
         while not self._waiting.empty():
             pending = self._waiting.get_nowait()
             if not pending.future.done():
-                pending.future.set_result(Rejected(TrackerUnavailable.code, _SILENCE, retryable=True))
+                pending.future.set_result(Rejected(TrackerUnavailable.code, SILENCE, retryable=True))
 
     # ---- finding, creating, replacing ---------------------------------------------------------------------------
 
@@ -230,7 +237,7 @@ class TrackerClient:
             except (RayActorError, ValueError):  # ValueError: the name was freed while we asked for it
                 self._forget(handle)
             if time.monotonic() >= deadline:
-                raise TrackerUnavailable(_SILENCE)
+                raise TrackerUnavailable(SILENCE)
             await asyncio.sleep(RETRY_PAUSE_S)
 
     # ---- commands -----------------------------------------------------------------------------------------------
@@ -287,7 +294,7 @@ class TrackerClient:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + timeout_s + RETRY_PAUSE_S):
                 answer = await pending.future
         except TimeoutError:
-            raise TrackerUnavailable(_SILENCE) from None
+            raise TrackerUnavailable(SILENCE) from None
         if isinstance(answer, Rejected):
             if answer.code in REFUSALS:
                 raise REFUSALS[answer.code](answer.message)
@@ -295,9 +302,13 @@ class TrackerClient:
         return answer
 
     async def _pump(self) -> None:
+        loop, next_at = asyncio.get_running_loop(), 0.0
         while True:
             batch = [await self._waiting.get()]
             await self._room.acquire()
+            if (rest_s := next_at - loop.time()) > 0:
+                await asyncio.sleep(rest_s)
+            next_at = loop.time() + GATHER_S
             while len(batch) < MAX_BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
             # Whoever has given up waiting, or gone away, is not served any more.
@@ -324,7 +335,7 @@ class TrackerClient:
         except Exception as error:  # noqa: BLE001 - each command must get an answer, whatever Ray raises
             if not isinstance(error, TrackerError):
                 _log.exception("call to the tracker failed")
-            answers = tuple(Rejected(TrackerUnavailable.code, _SILENCE, retryable=True) for _ in batch)
+            answers = tuple(Rejected(TrackerUnavailable.code, SILENCE, retryable=True) for _ in batch)
         again, now = [], time.monotonic()
         for pending, answer in zip(batch, answers, strict=True):
             lost = isinstance(answer, Rejected) and answer.retryable and answer.code != StoreUnavailable.code
@@ -338,10 +349,16 @@ class TrackerClient:
 
     async def get(self, owner: str, job_id: str, *, timeout_s: float = 10.0) -> JobView | None:
         """Return the current job with the client's id. Raises `Unavailable`."""
-        deadline = time.monotonic() + timeout_s
-        return cast(
-            JobView | None, await self._call(lambda tracker: tracker.get.remote(owner, job_id), deadline=deadline)
-        )
+        return await self._lookups.get(owner, job_id, timeout_s=timeout_s)
+
+    async def _find(self, identities: tuple[Identity, ...]) -> tuple[JobView | None, ...]:
+        deadline = time.monotonic() + LOOKUP_TIMEOUT_S
+        try:
+            found = await self._call(lambda tracker: tracker.find.remote(identities), deadline=deadline)
+        except AttributeError:
+            # A tracker of an older release, which is about to be replaced, knows no such question.
+            raise TrackerUnavailable(SILENCE) from None
+        return cast(tuple[JobView | None, ...], found)
 
     async def jobs(
         self,

@@ -70,23 +70,22 @@ def create(
     expired: bool,
 ) -> None:
     """Open the delivery of a job that has just ended: attempt 1 is reserved, unless the expiry has passed already."""
-    tx.execute(
-        sa.insert(deliveries).values(
-            key=key,
-            webhook_id=f"msg_{key}",
-            receiver=receiver,
-            state=DeliveryState.EXPIRED if expired else DeliveryState.PENDING,
-            payload_status=payload_status(state),
-            attempts=0 if expired else 1,
-            final=expired,
-            settles_by=settles_by,
-            give_up_at=give_up_at,
-            first_settled_at=now if expired else None,
-            attempted_at=now,
-            next_attempt_at=None,
-            reserved_at=None if expired else now,
-        )
-    )
+    row = {
+        "key": key,
+        "webhook_id": f"msg_{key}",
+        "receiver": receiver,
+        "state": DeliveryState.EXPIRED if expired else DeliveryState.PENDING,
+        "payload_status": payload_status(state),
+        "attempts": 0 if expired else 1,
+        "final": expired,
+        "settles_by": settles_by,
+        "give_up_at": give_up_at,
+        "first_settled_at": now if expired else None,
+        "attempted_at": now,
+        "next_attempt_at": None,
+        "reserved_at": None if expired else now,
+    }
+    tx.execute(_OPEN, row)
 
 
 _PARCEL = sa.select(
@@ -111,11 +110,24 @@ _PARCEL = sa.select(
     jobs.c.picture_width,
     jobs.c.picture_height,
 ).select_from(deliveries.join(jobs))
+_PARCEL_OF = _PARCEL.where(deliveries.c.key == sa.bindparam("of_key"))
+# Built once: see `job_rows`. The columns to set are those of the parameters.
+_OPEN = sa.insert(deliveries)
+_SETTLE = (
+    sa.update(deliveries)
+    .where(
+        deliveries.c.key == sa.bindparam("of_key"),
+        deliveries.c.attempts == sa.bindparam("of_attempt"),
+        deliveries.c.reserved_at.is_not(None),
+    )
+    .values(first_settled_at=sa.func.coalesce(deliveries.c.first_settled_at, sa.bindparam("settled_at")))
+)
+_NOTE_ATTEMPT = sa.insert(delivery_attempts)
 
 
 def parcel(tx: sa.Connection, key: str) -> Parcel:
     """Return what the attempt reserved last needs."""
-    return Parcel(**tx.execute(_PARCEL.where(deliveries.c.key == key)).mappings().one())
+    return Parcel(**tx.execute(_PARCEL_OF, {"of_key": key}).mappings().one())
 
 
 def due(tx: sa.Connection, now: float, limit: int, *, busy: Collection[str] = ()) -> list[tuple[str, str]]:
@@ -155,30 +167,26 @@ def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> bool:
     }
     if outcome.state is DeliveryState.EXPIRED and _is_delivered(tx, key):
         shown = {}
-    changed = tx.execute(
-        sa.update(deliveries)
-        .where(deliveries.c.key == key, deliveries.c.attempts == attempt, deliveries.c.reserved_at.is_not(None))
-        .values(
-            first_settled_at=sa.func.coalesce(deliveries.c.first_settled_at, outcome.settled_at),
-            next_attempt_at=outcome.retry_at,
-            reserved_at=None,
-            final=outcome.retry_at is None,
-            **shown,
-        )
-    )
-    if not changed.rowcount:
+    values = {
+        "of_key": key,
+        "of_attempt": attempt,
+        "settled_at": outcome.settled_at,
+        "next_attempt_at": outcome.retry_at,
+        "reserved_at": None,
+        "final": outcome.retry_at is None,
+    }
+    if not tx.execute(_SETTLE, values | shown).rowcount:
         return False
-    tx.execute(
-        sa.insert(delivery_attempts).values(
-            key=key,
-            attempt=attempt,
-            attempted_at=outcome.attempted_at,
-            settled_at=outcome.settled_at,
-            state=outcome.state,
-            status_code=outcome.status_code,
-            error=outcome.error,
-        )
-    )
+    row = {
+        "key": key,
+        "attempt": attempt,
+        "attempted_at": outcome.attempted_at,
+        "settled_at": outcome.settled_at,
+        "state": outcome.state,
+        "status_code": outcome.status_code,
+        "error": outcome.error,
+    }
+    tx.execute(_NOTE_ATTEMPT, row)
     return True
 
 

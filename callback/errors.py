@@ -65,6 +65,9 @@ class StoreUnavailable(Unavailable):
     code = "store_unavailable"
 
 
+SILENCE = "The job tracker does not answer at the moment. Try again in a few seconds."
+
+
 class TrackerUnavailable(Unavailable):
     """The tracker did not answer in time."""
 

@@ -1,4 +1,7 @@
-"""Statements on the job table. Every change is a compare-and-set on (state, attempt) that says whether it happened."""
+"""Statements on the job table. Every change is a compare-and-set on (state, attempt) that says whether it happened.
+
+Those of every job's way are built once: SQLAlchemy takes longer to build a statement than the database to carry it out.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -17,6 +20,21 @@ _VIEW = (
 )
 _COMMON = tuple(field for field in JobView.__dataclass_fields__ if field in jobs.c)
 _DELIVERY = tuple(DeliveryView.__dataclass_fields__)
+_IN_ANY_ORDER = _VIEW.order_by(None)
+_BY_KEY = _IN_ANY_ORDER.where(jobs.c.key == sa.bindparam("of_key"))
+_BY_CLIENT_ID = _IN_ANY_ORDER.where(
+    jobs.c.owner == sa.bindparam("of_owner"),
+    jobs.c.job_id == sa.bindparam("of_job_id"),
+    jobs.c.superseded_at.is_(None),
+)
+# The columns to set are those of the parameters.
+_CHANGE = sa.update(jobs).where(
+    jobs.c.key == sa.bindparam("of_key"),
+    jobs.c.state == sa.bindparam("before"),
+    jobs.c.attempt == sa.bindparam("of_attempt"),
+)
+_COMPLETE = _CHANGE.where(jobs.c.cancel_requested.is_(sa.false()))
+_RELEASE = _CHANGE.values(blamed=jobs.c.blamed + sa.bindparam("more_blame"))
 _HAS_PICTURE = (jobs.c.picture_size_bytes.is_not(None), jobs.c.picture_deleted_at.is_(None))
 _SETTLED = sa.or_(deliveries.c.key.is_(None), deliveries.c.final.is_(sa.true()))
 
@@ -76,25 +94,26 @@ def insert(statement: Any, tx: sa.Connection, job: NewJob, seq: int, now: float)
     return inserted.first() is not None
 
 
-def _one(tx: sa.Connection, *where: sa.ColumnElement[bool]) -> JobView | None:
-    row = tx.execute(_VIEW.order_by(None).where(*where)).mappings().first()
+def _one(tx: sa.Connection, query: sa.Select[Any], **values: str) -> JobView | None:
+    row = tx.execute(query, values).mappings().first()
     return view_of(row) if row is not None else None
 
 
 def by_key(tx: sa.Connection, key: str) -> JobView | None:
     """Return the job with our key."""
-    return _one(tx, jobs.c.key == key)
+    return _one(tx, _BY_KEY, of_key=key)
 
 
 def by_client_id(tx: sa.Connection, owner: str, job_id: str) -> JobView | None:
     """Return the current job with the client's id; earlier ones under the same id are reached by key only."""
-    return _one(tx, jobs.c.owner == owner, jobs.c.job_id == job_id, jobs.c.superseded_at.is_(None))
+    return _one(tx, _BY_CLIENT_ID, of_owner=owner, of_job_id=job_id)
 
 
 def by_idempotency_key(tx: sa.Connection, owner: str, idempotency_key: str) -> JobView | None:
     """Return the job that was submitted with this Idempotency-Key, or whose repeated submission came with it."""
-    made = _one(tx, jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
-    return made or _one(tx, jobs.c.key == _aliased_key(owner, idempotency_key))
+    made = _IN_ANY_ORDER.where(jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key)
+    repeated = _IN_ANY_ORDER.where(jobs.c.key == _aliased_key(owner, idempotency_key))
+    return _one(tx, made) or _one(tx, repeated)
 
 
 def is_alias(tx: sa.Connection, owner: str, idempotency_key: str) -> bool:
@@ -147,13 +166,8 @@ def last_seq(tx: sa.Connection) -> int:
 
 def claim(tx: sa.Connection, key: str, attempt: int, holder: str, claim_id: str) -> bool:
     """queued → processing, as attempt `attempt` + 1."""
-    return _change(
-        tx,
-        key,
-        JobState.QUEUED,
-        attempt,
-        {"state": JobState.PROCESSING, "attempt": attempt + 1, "holder": holder, "claim_id": claim_id},
-    )
+    values = {"state": JobState.PROCESSING, "attempt": attempt + 1, "holder": holder, "claim_id": claim_id}
+    return _change(tx, _CHANGE, key, JobState.QUEUED, attempt, values)
 
 
 def release(tx: sa.Connection, key: str, attempt: int, *, blamed: bool, waiting_since: float) -> bool:
@@ -162,10 +176,10 @@ def release(tx: sa.Connection, key: str, attempt: int, *, blamed: bool, waiting_
         "state": JobState.QUEUED,
         "holder": None,
         "claim_id": None,
-        "blamed": jobs.c.blamed + int(blamed),
+        "more_blame": int(blamed),
         "waiting_since": waiting_since,
     }
-    return _change(tx, key, JobState.PROCESSING, attempt, values)
+    return _change(tx, _RELEASE, key, JobState.PROCESSING, attempt, values)
 
 
 def blamed_attempts(tx: sa.Connection, key: str) -> int:
@@ -182,22 +196,17 @@ def finish(tx: sa.Connection, key: str, before: JobState, attempt: int, values: 
         raise ValueError(f"Job {key} cannot end in the state {values['state']}.")
     if values["state"] is JobState.COMPLETED and values.get("picture_key") is None:
         raise ValueError(f"Job {key} cannot complete without a picture.")
-    wanted = (jobs.c.cancel_requested.is_(sa.false()),) if values["state"] is JobState.COMPLETED else ()
-    return _change(tx, key, before, attempt, values | {"holder": None, "claim_id": None}, *wanted)
+    statement = _COMPLETE if values["state"] is JobState.COMPLETED else _CHANGE
+    return _change(tx, statement, key, before, attempt, values | {"holder": None, "claim_id": None})
 
 
 def _change(
-    tx: sa.Connection,
-    key: str,
-    before: JobState,
-    attempt: int,
-    values: dict[str, Any],
-    *also: sa.ColumnElement[bool],
+    tx: sa.Connection, statement: sa.Update, key: str, before: JobState, attempt: int, values: dict[str, Any]
 ) -> bool:
     if not allowed(before, values["state"]):
         raise ValueError(f"A job cannot go from {before} to {values['state']}.")
-    where = (jobs.c.key == key, jobs.c.state == before, jobs.c.attempt == attempt, *also)
-    return bool(tx.execute(sa.update(jobs).where(*where).values(**values)).rowcount)
+    which = {"of_key": key, "before": before, "of_attempt": attempt}
+    return bool(tx.execute(statement, which | values).rowcount)
 
 
 def request_cancel(tx: sa.Connection, key: str) -> None:
@@ -214,7 +223,7 @@ def page(
         # One by one: the index leads to the newest of one state, not to the newest of several.
         views = [view for state in states for view in page(tx, owner, (state,), before, limit)]
         return sorted(views, key=lambda view: view.seq, reverse=True)[:limit]
-    query = _VIEW.order_by(None).order_by(jobs.c.seq.desc()).limit(limit)
+    query = _IN_ANY_ORDER.order_by(jobs.c.seq.desc()).limit(limit)
     if owner is not None:
         query = query.where(jobs.c.owner == owner)
     if states:
@@ -229,7 +238,7 @@ def finished_before(tx: sa.Connection, moment: float, limit: int, *, but: Collec
 
     The keys in `but` are left out.
     """
-    query = _VIEW.order_by(None).order_by(jobs.c.finished_at).where(jobs.c.finished_at < moment, _SETTLED).limit(limit)
+    query = _IN_ANY_ORDER.order_by(jobs.c.finished_at).where(jobs.c.finished_at < moment, _SETTLED).limit(limit)
     if but:
         query = query.where(jobs.c.key.not_in(list(but)))
     return [view_of(row) for row in tx.execute(query).mappings()]
@@ -243,7 +252,7 @@ def pictures_bytes(tx: sa.Connection) -> int:
 
 def oldest_pictures(tx: sa.Connection, limit: int) -> list[JobView]:
     """Return up to `limit` settled jobs that still have a picture, oldest first."""
-    query = _VIEW.order_by(None).order_by(jobs.c.finished_at).where(*_HAS_PICTURE, _SETTLED).limit(limit)
+    query = _IN_ANY_ORDER.order_by(jobs.c.finished_at).where(*_HAS_PICTURE, _SETTLED).limit(limit)
     return [view_of(row) for row in tx.execute(query).mappings()]
 
 

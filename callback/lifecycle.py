@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from callback import delivery_rows, job_rows
 from callback.acceptance import Acceptance
 from callback.board import Board, Entry
+from callback.claims import Claims
 from callback.clock import Clock
 from callback.committer import Run
 from callback.config import TrackerConfig
@@ -25,15 +26,11 @@ from callback.job_rows import OpenJob
 from callback.metrics import TrackerMetrics
 from callback.records import (
     Cancel,
-    Claim,
-    ClaimJobs,
     Finish,
     JobView,
     NewJob,
     Redeliver,
     Release,
-    Renew,
-    artifact_key,
     target,
 )
 from callback.states import FINAL, JobState
@@ -70,7 +67,7 @@ class Lifecycle:
         self._clock = clock
         self._acceptance = Acceptance(config, store, run, board, clock, metrics)
         self._endings = Endings(config, board, deliveries, metrics)
-        self._claims_under_way: dict[str, asyncio.Task[tuple[Claim, ...]]] = {}
+        self.claims = Claims(config, run, board, clock)
 
     async def recover(self) -> None:
         """Read the open jobs from the store. Running attempts go on if their dispatcher renews the lease in time."""
@@ -95,6 +92,7 @@ class Lifecycle:
                 entry.lease_until = steady + self._config.lease_s
                 entries.append(entry)
             self._board.replace_all(entries)
+            self.claims.recover(entries)
 
         await self._run(read, show)
 
@@ -107,73 +105,7 @@ class Lifecycle:
         entry = self._board.get(view.key)
         return entry.view if entry is not None else view
 
-    # ---- claim, renew, release ------------------------------------------------------------------------------------
-
-    async def claim(self, command: ClaimJobs) -> tuple[Claim, ...]:
-        """Hand out the first queued jobs of a model. The same `claim_id` gets the same jobs again."""
-        under_way = self._claims_under_way.get(command.claim_id)
-        if under_way is None:
-            under_way = asyncio.ensure_future(self._claim(command))
-            self._claims_under_way[command.claim_id] = under_way
-            under_way.add_done_callback(lambda _: self._claims_under_way.pop(command.claim_id))
-        return await asyncio.shield(under_way)
-
-    async def _claim(self, command: ClaimJobs) -> tuple[Claim, ...]:
-        repeated = [e.view for e in self._board if e.claim_id == command.claim_id and e.holder == command.holder]
-        if repeated:
-            return tuple(_claim_of(view) for view in repeated)
-        taken = self._board.take_queued(command.model, command.limit)
-        if not taken:
-            return ()
-
-        def work(tx: sa.Connection) -> list[bool]:
-            return [job_rows.claim(tx, v.key, v.attempt, command.holder, command.claim_id) for v in taken]
-
-        def show(won: list[bool]) -> tuple[Claim, ...]:
-            # What was not won has been cancelled meanwhile; its own command has told the readers.
-            shown = (self._show_claim(view, command) for view, ok in zip(taken, won, strict=True) if ok)
-            return tuple(claim for claim in shown if claim is not None)
-
-        try:
-            claims: tuple[Claim, ...] = await self._run(work, show)
-        except BaseException:
-            for view in taken:
-                self._board.requeue(view.key)
-            raise
-        return claims
-
-    def _show_claim(self, view: JobView, command: ClaimJobs) -> Claim | None:
-        entry = self._board.update(view.key, state=JobState.PROCESSING, attempt=view.attempt + 1)
-        if entry is None:
-            return None
-        entry.holder, entry.claim_id, entry.heard = command.holder, command.claim_id, True
-        entry.lease_until = self._clock.steady() + self._config.lease_s
-        return _claim_of(entry.view)
-
-    async def renew(self, command: Renew) -> tuple[str, ...]:
-        """Extend leases and show progress; returns the keys that this holder has lost. Leases live in memory only."""
-        lost = []
-        until = self._clock.steady() + self._config.lease_s
-        for progress in command.progress:
-            entry = self._board.get(progress.key)
-            if entry is None or entry.view.attempt != progress.attempt or entry.view.state is not JobState.PROCESSING:
-                lost.append(progress.key)
-                continue
-            entry.lease_until, entry.heard = until, True
-            shown = {
-                "stage": progress.stage,
-                "step": progress.step,
-                "steps": progress.steps,
-                "started_at": progress.started_at,
-            }
-            if any(getattr(entry.view, name) != value for name, value in shown.items()):
-                self._board.update(progress.key, **shown)
-        return tuple(lost)
-
-    def extend_leases(self, by_s: float) -> None:
-        """Give every lease more time, because nobody could be heard for `by_s` seconds."""
-        for entry in self._board:
-            entry.lease_until += by_s
+    # ---- the end of an attempt --------------------------------------------------------------------------------------
 
     async def release(self, command: Release) -> bool:
         """Put a claimed job back into its place, or end it when it has been tried often enough."""
@@ -353,11 +285,6 @@ def _entry_of(job: OpenJob, known: JobView | None) -> Entry:
         view = replace(view, stage=known.stage, step=known.step, steps=known.steps, started_at=known.started_at)
         heard = True
     return Entry(view, job.waiting_since, holder=job.holder, claim_id=job.claim_id, heard=heard)
-
-
-def _claim_of(view: JobView) -> Claim:
-    key = artifact_key(view.key, view.attempt)
-    return Claim(view.key, view.job_id, view.attempt, view.model, view.request_json, key)
 
 
 def _started_at(entry: Entry | None, attempt: int) -> float | None:

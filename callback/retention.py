@@ -50,14 +50,24 @@ class Retention:
     """Removes records and pictures in small batches, in the background. Jobs with an undelivered callback stay.
 
     Pictures are marked as gone before they go: the transaction proves that this tracker still owns the store, and no
-    redelivery can be begun between its two halves. `read` queries beside the writer, `run` commits a unit of work.
+    redelivery can be begun between its two halves. `read` queries beside the writer, `run` commits a unit of work,
+    `forget` is told which jobs have changed by it.
     """
 
-    def __init__(self, config: TrackerConfig, pictures: PictureStore, read: Read, run: Run, clock: Clock) -> None:
+    def __init__(
+        self,
+        config: TrackerConfig,
+        pictures: PictureStore,
+        read: Read,
+        run: Run,
+        forget: Callable[[list[str]], None],
+        clock: Clock,
+    ) -> None:
         self._config = config
         self._pictures = pictures
         self._read = read
         self._run = run
+        self._forget = forget
         self._clock = clock
         self._undeleted: dict[str, _Undeleted] = {}
         # One thread of its own: a picture store that hangs takes no other, and is asked one thing at a time.
@@ -100,7 +110,13 @@ class Retention:
             return False
         # Pictures first: a record without a picture can be explained, a picture without a record is lost space.
         keys = await self._remove_pictures(old)
-        await self._run(lambda tx: job_rows.delete(tx, job_rows.still_settled(tx, keys)))
+
+        def delete(tx: sa.Connection) -> list[str]:
+            settled = job_rows.still_settled(tx, keys)
+            job_rows.delete(tx, settled)
+            return settled
+
+        await self._run(delete, self._forget)
         _log.info("old jobs forgotten", extra={"count": len(keys)})
         return len(old) == BATCH
 
@@ -135,7 +151,11 @@ class Retention:
             job_rows.picture_deleted(tx, keys, now)
             return keys
 
-        marked = set(await self._run(mark))
+        def show(keys: list[str]) -> set[str]:
+            self._forget(keys)
+            return set(keys)
+
+        marked: set[str] = await self._run(mark, show)
         undeleted = await self._aside(partial(self._delete_pictures, [view for view in views if view.key in marked]))
         for view in views:
             self._undeleted.pop(view.key, None)

@@ -38,6 +38,8 @@ _POSTGRESQL_BOUNDS = {
 _MIGRATION_LOCK = 0x6461726B726F6F6D
 """PostgreSQL advisory lock (`darkroom` in ASCII): two trackers that start at once must not both create the tables."""
 
+_OWNER = sa.select(tracker_owner.c.epoch).with_for_update()
+
 _log = logging.getLogger("darkroom.store")
 
 
@@ -154,8 +156,7 @@ class Store:
         with _unavailable_if_failing(), self._writer.begin() as tx:
             # The lock makes a successor's `acquire` wait until this transaction has ended, and us for our own last one,
             # if its connection broke while it was being committed (SQLite: BEGIN IMMEDIATE).
-            owner = sa.select(tracker_owner.c.epoch).with_for_update()
-            if tx.execute(owner).scalar_one_or_none() != epoch:
+            if tx.execute(_OWNER).scalar_one_or_none() != epoch:
                 raise Deposed("Another tracker owns the store now.")
             yield tx
 

@@ -116,7 +116,9 @@ class JobTracker:
         self._lifecycle = Lifecycle(
             self._config, self._store, self._run, self._board, self._courier, self._clock, self._metrics
         )
-        self._retention = Retention(self._config, self._pictures, self._read, self._run, self._clock)
+        self._retention = Retention(
+            self._config, self._pictures, self._read, self._run, self._board.finals.forget, self._clock
+        )
         try:
             await self._courier.take_over()
             await self._lifecycle.recover()
@@ -180,7 +182,7 @@ class JobTracker:
                 if deaf_s > LONG_PAUSE_S:
                     # The process was stopped or starved: what its dispatchers have told waits to be heard.
                     _log.warning("the tracker was paused", extra={"seconds": round(deaf_s, 1)})
-                    self._lifecycle.extend_leases(deaf_s)
+                    self._lifecycle.claims.extend_leases(deaf_s)
                 await self._lifecycle.expire()
                 self._metrics.observe(self._board, self._clock.now())
             except Unavailable as error:
@@ -237,9 +239,9 @@ class JobTracker:
             case Submit():
                 return lifecycle.submit(command.job)
             case ClaimJobs():
-                return lifecycle.claim(command)
+                return lifecycle.claims.claim(command)
             case Renew():
-                return lifecycle.renew(command)
+                return lifecycle.claims.renew(command)
             case Finish():
                 return lifecycle.finish(command)
             case Release():
@@ -258,12 +260,18 @@ class JobTracker:
 
     async def get(self, owner: str, job_id: str) -> JobView | None:
         """Return the current job with the client's id, open or final, or None."""
-        await self.start()
-        entry = self._board.find(owner, job_id)
-        if entry is not None:
-            return entry.view
-        view: JobView | None = await self._read(lambda tx: job_rows.by_client_id(tx, owner, job_id))
+        (view,) = await self.find(((owner, job_id),))
         return view
+
+    async def find(self, identities: tuple[tuple[str, str], ...]) -> tuple[JobView | None, ...]:
+        """Return the current job with each of these client's ids (owner, id), open or final, or None."""
+        await self.start()
+        known = {identity: self._board.known(*identity) for identity in identities}
+        unknown = [identity for identity, view in known.items() if view is None]
+        if unknown:
+            rows = await self._read(lambda tx: [job_rows.by_client_id(tx, *identity) for identity in unknown])
+            known |= dict(zip(unknown, rows, strict=True))
+        return tuple(known[identity] for identity in identities)
 
     async def jobs(self, owner: str | None, states: tuple[JobState, ...], before: int | None, limit: int) -> JobPage:
         """Return a page of jobs, newest first. `before` is the `next_cursor` of the page before."""

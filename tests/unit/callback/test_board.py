@@ -212,7 +212,7 @@ async def test_memory_does_not_grow_with_history(desk: Desk, monkeypatch: pytest
     assert not board._keys_by_id
     assert not any(board._queues.values())
     assert board._changes.maxlen == board_module.CHANGES_KEPT
-    assert not desk.tracker._lifecycle._claims_under_way
+    assert not desk.tracker._lifecycle.claims._under_way
     assert desk.tracker._courier.under_way == 0
     assert not desk.tracker._courier._first._gates
 

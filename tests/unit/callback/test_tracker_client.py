@@ -112,14 +112,14 @@ async def connect(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[...
 
 
 async def test_a_silent_tracker_is_replaced(connect: Callable[..., TrackerClient]) -> None:
-    cluster = Cluster(silent, late(None, 0.0))
+    cluster = Cluster(silent, late((None,), 0.0))
 
     assert await connect(cluster).get("anyone", "job-1", timeout_s=BOUND_S) is None
     assert cluster.killed == ["tracker-0"]
 
 
 async def test_a_successor_is_not_replaced_while_it_starts(connect: Callable[..., TrackerClient]) -> None:
-    cluster = Cluster(silent, late(None, 0.5))
+    cluster = Cluster(silent, late((None,), 0.5))
 
     await connect(cluster).get("anyone", "job-1", timeout_s=BOUND_S)
 
@@ -147,7 +147,8 @@ async def test_a_reader_waits_for_the_successor_of_a_tracker_that_is_being_repla
         nonlocal calls
         calls += 1
         if calls < 3:
-            raise RayTaskError("get", "", TrackerUnavailable("This tracker is being replaced."))
+            raise RayTaskError("find", "", TrackerUnavailable("This tracker is being replaced."))
+        return (None,)
 
     assert await connect(Cluster(retiring)).get("anyone", "job-1") is None
     assert calls == 3
@@ -155,7 +156,7 @@ async def test_a_reader_waits_for_the_successor_of_a_tracker_that_is_being_repla
 
 async def test_an_error_of_the_tracker_reaches_the_reader(connect: Callable[..., TrackerClient]) -> None:
     async def broken(*_: Any) -> Any:
-        raise RayTaskError("get", "", StoreUnavailable("The disk is full."))
+        raise RayTaskError("find", "", StoreUnavailable("The disk is full."))
 
     with pytest.raises(StoreUnavailable, match="full"):
         await connect(Cluster(broken)).get("anyone", "job-1")
@@ -187,8 +188,8 @@ async def test_a_cancel_that_is_sent_again_names_the_job_that_it_found_first(
     sent = []
 
     async def reusing_the_id(method: str, *args: Any) -> Any:
-        if method == "get":
-            return await desk.tracker.get(*args)
+        if method == "find":
+            return await desk.tracker.find(*args)
         sent.append(args[1])
         answers = await desk.tracker.execute(*args)
         if len(sent) == 1:
@@ -210,8 +211,8 @@ async def test_a_redelivery_that_is_sent_again_names_the_job_that_it_found_first
     sent = []
 
     async def reusing_the_id(method: str, *args: Any) -> Any:
-        if method == "get":
-            return await desk.tracker.get(*args)
+        if method == "find":
+            return await desk.tracker.find(*args)
         sent.append(args[1][0])
         if len(sent) == 1:
             raise ActorDiedError
@@ -232,19 +233,21 @@ async def test_a_tracker_of_older_code_that_follows_one_which_died_is_replaced(
 
     async def dying(method: str, *_: Any) -> Any:
         nonlocal died
-        if method == "get":
+        if method == "find":
             died = True
         if died:
             raise ActorDiedError
         return identity
 
-    async def older(method: str, *_: Any) -> Any:
-        return (
-            replace(identity, code_version=("0.0.1", 0.0), code_fingerprint="older") if method == "identity" else None
-        )
+    def running(identity: TrackerIdentity) -> Behaviour:
+        async def behave(method: str, *_: Any) -> Any:
+            return identity if method == "identity" else (None,)
+
+        return behave
 
     identity = identity_of(TrackerConfig("sqlite:///unused"))
-    cluster = Cluster(dying, older, late(identity, 0.0))
+    older = replace(identity, code_version=("0.0.1", 0.0), code_fingerprint="older")
+    cluster = Cluster(dying, running(older), running(identity))
     cluster.follow_the_dead = True
     client = connect(cluster)
     await client.start()
@@ -300,7 +303,7 @@ async def test_newer_code_and_the_later_configuration_count(
 
 async def test_a_cancel_of_an_unknown_job_is_refused(connect: Callable[..., TrackerClient]) -> None:
     with pytest.raises(JobNotFound):
-        await connect(Cluster(late(None, 0.0))).cancel("anyone", "job-1")
+        await connect(Cluster(late((None,), 0.0))).cancel("anyone", "job-1")
 
 
 async def test_refusals_come_as_errors_of_their_kind(connect: Callable[..., TrackerClient], desk: Desk) -> None:

@@ -237,11 +237,17 @@ class Desk:
         return view
 
     def memory_equals_store(self) -> bool:
-        """Tell whether memory holds exactly the open jobs of the store, in the same states."""
+        """Tell whether memory holds exactly the open jobs of the store in their states, and final ones as they are."""
         store = Store(self.config.store_url)
+        finals = tuple(self.tracker._board.finals._views.values())
         try:
             with store.reading() as tx:
                 stored = {job.view.key: job for job in job_rows.open_jobs(tx)}
+                for view in finals:
+                    current = job_rows.by_client_id(tx, view.owner, view.job_id)
+                    # The outcome of an attempt may be committed and not yet shown.
+                    assert current is not None
+                    assert _without_delivery(view) == _without_delivery(current)
         finally:
             store.close()
         held = {entry.view.key: entry for entry in self.tracker._board}
@@ -254,6 +260,10 @@ class Desk:
         waiting = sorted(seq for queue in self.tracker._board._queues.values() for seq in queue)
         assert queued == waiting
         return True
+
+
+def _without_delivery(view: JobView) -> JobView:
+    return replace(view, delivery=None)
 
 
 StartDesk = Callable[..., Awaitable[Desk]]
@@ -289,7 +299,7 @@ def _settled_attempts(view: JobView) -> int:
 async def crash(tracker: JobTracker) -> None:
     """End a tracker as kill -9 would: nothing that has not been committed will be, nothing more is sent."""
     if tracker._epoch >= 0:
-        claims = tracker._lifecycle._claims_under_way.values()
+        claims = tracker._lifecycle.claims._under_way.values()
         tasks = (*tracker._background, *tracker._courier._under_way.tasks(), *claims)
         for task in tasks:
             task.cancel()
