@@ -14,6 +14,10 @@ FamilyName = Literal["auto", "stable_diffusion", "sdxl", "flux", "generic"]
 EngineKind = Literal["diffusers", "noop", "simulated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
+REPLICA_PLACES = 32
+"""Jobs that a replica takes at once. Pictures that take seconds need three: on the device, being stored, waiting.
+Pictures that take milliseconds need as many as end while the next ones travel."""
+
 _INDEX = "model_index.json"
 _COMPONENTS = ("unet", "transformer", "vae")
 
@@ -56,7 +60,7 @@ class ModelSettings(_Settings):
     default_guidance: Annotated[float, Field(ge=0, le=20)] | None = None
     adapters: AdapterSettings = AdapterSettings()
     threads: int = Field(2, ge=1, le=256, description="CPU threads of torch; part of what `exact` means")
-    queue_size: int = Field(8, ge=1, description="jobs that wait inside one engine")
+    queue_size: int = Field(REPLICA_PLACES, ge=1, description="jobs that wait inside one engine")
     step_timeout_s: float = Field(
         120.0, gt=0, description="a stage or step that takes longer means a hung device: the process is replaced"
     )

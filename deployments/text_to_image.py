@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator
 
 import ray
 from ray import serve
+from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
 from deployments.artifacts import ArtifactStore
 from deployments.engines import create_engine
 from deployments.errors import EngineUnhealthy
-from deployments.models import ModelDescription, ModelSettings, describe
+from deployments.models import REPLICA_PLACES, ModelDescription, ModelSettings, describe
 from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderProgress, RenderRequest
 from observability.logs import configure, get_logger
 
@@ -130,12 +131,11 @@ class _Mailbox:
 
 
 def deployment_for(
-    model: ModelSettings, device: str = "auto", *, name: str | None = None, max_ongoing_requests: int = 3
+    model: ModelSettings, device: str = "auto", *, name: str | None = None, max_ongoing_requests: int = REPLICA_PLACES
 ) -> serve.Deployment:
     """Return the Serve deployment of a model; bind it with `TextToImage`'s arguments, or use `application_for`.
 
-    Scaling is the configuration file's: this states only what a replica needs. `max_ongoing_requests` should be the
-    one on the device, one whose picture is being stored, and one that waits. `device` auto takes one GPU per replica
+    Scaling is the configuration file's: this states only what a replica needs. `device` auto takes one GPU per replica
     if the cluster has any.
     """
     return serve.deployment(
@@ -143,6 +143,7 @@ def deployment_for(
         ray_actor_options=actor_resources(model, resolve_device(device)),
         max_ongoing_requests=max_ongoing_requests,
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        request_router_config=RequestRouterConfig(request_router_class="deployments.routing:FreeFirstRouter"),
     )(TextToImage)
 
 

@@ -1,8 +1,8 @@
 """Dispatching: claim jobs, have them rendered, report the outcomes, keep their leases.
 
 Ray Serve routes, balances and scales; this only decides how many jobs are handed to it. Claims stay a little above what
-is being rendered: enough that a freed device has its next job at hand and the autoscaler sees the demand, few enough
-that queue positions stay true and a cancelled job has not been routed yet.
+is being rendered: enough that a freed device has its next job at hand (see `Pace`) and the autoscaler sees the demand,
+few enough that queue positions stay true and a cancelled job has not been routed yet.
 """
 
 import asyncio
@@ -17,13 +17,17 @@ from callback.client import TrackerClient
 from callback.errors import TrackerError, Unavailable
 from callback.records import Claim, ClaimJobs, Finish, JobView, Release, Renew
 from callback.states import JobState
+from deployments.models import REPLICA_PLACES
 from observability.logs import get_logger, job_context
 from serve_app.attempt import Attempt
 from serve_app.metrics import RenderMetrics
+from serve_app.pace import Pace
 from serve_app.supervision import keep_running, wait_for_event
 
 RENEW_EVERY_S = 1.0
-"""How often leases are renewed and progress is told; a start is told at once."""
+"""How often leases are renewed and progress is told; a start is told at once ..."""
+TELL_EVERY_S = 0.1
+"""... but not more often than this: what started meanwhile is told together."""
 LOOK_EVERY_S = 1.0
 """How often queued jobs are looked for when nothing says that there are some."""
 CLAIM_TIMEOUT_S = 10.0
@@ -51,6 +55,7 @@ class Dispatcher:
         client: TrackerClient,
         has_queued: Callable[[str], bool],
         is_cancelled: Callable[[str], bool],
+        devices: Callable[[], int],
         job_timeout_s: float,
         holder: str,
     ) -> None:
@@ -59,9 +64,11 @@ class Dispatcher:
         self._client = client
         self._has_queued = has_queued
         self._is_cancelled = is_cancelled
+        self._devices = devices
         self._job_timeout_s = job_timeout_s
         self._holder = holder
         self._metrics = RenderMetrics(model)
+        self._pace = Pace()
         self._attempts: dict[str, Attempt] = {}
         self._tasks: dict[Attempt, asyncio.Task[None]] = {}
         self._reporting: set[Attempt] = set()
@@ -69,6 +76,7 @@ class Dispatcher:
         self._storage = _Pause()
         self._look = asyncio.Event()
         self._tell = asyncio.Event()
+        self._expected = False
         self._stopping = False
         self._claiming: asyncio.Task[None] | None = None
         self._renewing: asyncio.Task[None] | None = None
@@ -100,10 +108,13 @@ class Dispatcher:
             if attempt not in self._reporting:
                 attempt.abandon()
 
+    def expect(self) -> None:
+        """Look for a job that has just been accepted, before the tracker's change stream tells of it."""
+        self._expected = True
+        self._look.set()
+
     def notice(self, view: JobView) -> None:
-        """React to a change: look for new jobs, stop cancelled ones."""
-        if view.model != self._model:
-            return
+        """React to a change of one of the model's jobs: look for new ones, stop cancelled ones."""
         if view.state is JobState.QUEUED:
             self._look.set()
         attempt = self._attempts.get(view.key)
@@ -121,6 +132,7 @@ class Dispatcher:
     def finished(self, seconds: dict[str, float]) -> None:
         """Note a picture."""
         self._storage.over()
+        self._pace.ended()
         self._metrics.rendered(seconds)
 
     def no_replica(self, reason: str) -> None:
@@ -135,10 +147,19 @@ class Dispatcher:
 
     @property
     def _room(self) -> int:
-        """How many jobs more to claim: half as many again as are being rendered wait at the replicas, at least one."""
-        started = sum(attempt.started_at is not None for attempt in self._attempts.values())
-        waiting = len(self._attempts) - started
-        return 1 + started // 2 - waiting
+        """How many jobs more to claim.
+
+        At least one waits at the replicas, and half as many as are being rendered, or as end while others are fetched;
+        and no device is without. But Serve gets no more than the replicas take, since it lets what they do not take
+        wait for longer and longer.
+        """
+        # What is being reported has left its device.
+        under_way = [attempt for attempt in self._attempts.values() if attempt not in self._reporting]
+        count, devices = len(under_way), self._devices()
+        started = sum(attempt.started_at is not None for attempt in under_way)
+        waiting = count - started
+        wanted = max(1 + started // 4 - waiting, devices - count)
+        return max(wanted, min(1 + self._pace.ahead - waiting, REPLICA_PLACES * devices - count))
 
     async def _claim_round(self) -> bool:
         self._look.clear()
@@ -154,10 +175,13 @@ class Dispatcher:
 
     async def _claim_some(self) -> bool:
         resting = self._replicas.lasts or self._storage.lasts
-        if resting or self._room <= 0 or not self._has_queued(self._model):
+        room = self._room
+        if resting or room <= 0 or not (self._expected or self._has_queued(self._model)):
             return False
-        command = ClaimJobs(self._holder, uuid4().hex, self._model, self._room)
+        self._expected = False
+        command, asked_at = ClaimJobs(self._holder, uuid4().hex, self._model, room), time.monotonic()
         claims = await self._client.claim(command, timeout_s=CLAIM_TIMEOUT_S)
+        self._pace.claimed(time.monotonic() - asked_at)
         for claim in claims:
             self._begin(claim)
         return bool(claims)
@@ -187,6 +211,7 @@ class Dispatcher:
                         told[key].lose()
             except TrackerError as error:
                 _log.warning("cannot renew leases", extra={"cause": str(error)})
+        await asyncio.sleep(TELL_EVERY_S)
         await wait_for_event(self._tell, RENEW_EVERY_S)
         return True
 
@@ -202,6 +227,7 @@ class Dispatcher:
             try:
                 report = await attempt.outcome()
                 self._reporting.add(attempt)
+                self._look.set()
                 if not attempt.lost:  # Otherwise another attempt has the job, and the tracker would not listen.
                     await self._report(report)
             except Exception:  # noqa: BLE001 - the lease runs out, and another attempt follows

@@ -21,6 +21,8 @@ from serve_app.supervision import wait_for_event
 
 CHANGES_WAIT_S = 2.0
 """How long a call for changes waits in the tracker: also how soon a silent tracker is noticed."""
+GATHER_S = 0.02
+"""Rest after each answer: under load it brings what has changed meanwhile at once, instead of one change at a time."""
 PAUSE_WITHOUT_TRACKER_S = 0.2
 
 _log = get_logger("mirror")
@@ -70,6 +72,8 @@ class Mirror:
         for view in changes.views:
             self._apply(view)
         self._cursor = changes.cursor
+        if changes.views:
+            await asyncio.sleep(GATHER_S)
         return True
 
     def _start_afresh(self) -> None:

@@ -44,6 +44,11 @@ class ReplicaWatch:
         await asyncio.sleep(ASK_EVERY_S if settled else ASK_WHILE_STARTING_S)
         return True
 
+    def running(self, model: str) -> int:
+        """Return how many replicas of the model run; one while none is known."""
+        known = self.latest.get(model)
+        return max(1, known.running) if known is not None else 1
+
     def _message_of(self, name: str) -> str:
         return self.latest[name].message if name in self.latest else ""
 

@@ -4,6 +4,7 @@ import asyncio
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -11,7 +12,8 @@ from ray.serve.handle import DeploymentHandle
 
 from callback.client import TrackerClient
 from callback.egress import EgressPolicy
-from callback.records import JobView, Picture
+from callback.records import JobView, NewJob, Picture, Submit
+from callback.states import JobState
 from deployments.adapters import AdapterCatalogue
 from deployments.artifacts import ArtifactStore
 from deployments.models import ModelDescription, ModelSettings, describe
@@ -92,18 +94,19 @@ class Service:
         self.mirror = Mirror(self.client, self._notice, self._tell_new_tracker)
         self.replicas = ReplicaWatch({handle.deployment_name: name for name, handle in handles.items()})
         holder = f"{os.getpid()}-{uuid4().hex[:8]}"
-        self._dispatchers = [
-            Dispatcher(
+        self._dispatchers = {
+            name: Dispatcher(
                 model=name,
                 handle=handle,
                 client=self.client,
                 has_queued=self.mirror.has_queued,
                 is_cancelled=self.mirror.is_cancelled,
+                devices=partial(self.replicas.running, name),
                 job_timeout_s=settings.job_timeout_s,
                 holder=holder,
             )
             for name, handle in handles.items()
-        ]
+        }
         self._tasks: list[asyncio.Task[Any]] = []
         self._long_polls = 0
         self.stopping = False
@@ -116,15 +119,22 @@ class Service:
     @property
     def troubles(self) -> list[str]:
         """What keeps accepted jobs from being rendered, as sentences."""
-        return [dispatcher.trouble for dispatcher in self._dispatchers if dispatcher.trouble is not None]
+        return [one.trouble for one in self._dispatchers.values() if one.trouble is not None]
 
     def _tell_new_tracker(self) -> None:
-        for dispatcher in self._dispatchers:
+        for dispatcher in self._dispatchers.values():
             dispatcher.tell_soon()
 
     def _notice(self, view: JobView) -> None:
-        for dispatcher in self._dispatchers:
-            dispatcher.notice(view)
+        if view.model in self._dispatchers:
+            self._dispatchers[view.model].notice(view)
+
+    async def submit(self, job: NewJob) -> JobView:
+        """Have the job accepted, durably, and its model's dispatcher look for it. Raises what the tracker raises."""
+        view = await self.client.submit(Submit(job))
+        if view.state is JobState.QUEUED:
+            self._dispatchers[view.model].expect()
+        return view
 
     async def long_poll(self, view: JobView, wait_s: float) -> JobView:
         """Wait for the job's end; with too many waiters already, answer at once."""
@@ -146,14 +156,14 @@ class Service:
         """Connect to the tracker (creating it, or taking over from an older one) and begin to dispatch."""
         await self.client.start()
         self._tasks = [keep_running("mirror", self.mirror.follow), keep_running("replicas", self.replicas.watch)]
-        for dispatcher in self._dispatchers:
+        for dispatcher in self._dispatchers.values():
             dispatcher.start()
 
     async def stop(self, budget_s: float) -> None:
         """Accept no more, let running jobs finish within the budget, hand the others back to the tracker."""
         self.stopping = True
         grace_s = max(0.0, budget_s - STOP_MARGIN_S)
-        await asyncio.gather(*(dispatcher.stop(grace_s) for dispatcher in self._dispatchers))
+        await asyncio.gather(*(dispatcher.stop(grace_s) for dispatcher in self._dispatchers.values()))
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

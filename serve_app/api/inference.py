@@ -7,7 +7,7 @@ from uuid import uuid4
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from callback.errors import JobNotFound
-from callback.records import JobView, Submit
+from callback.records import JobView
 from serve_app.api.errors import Refused, documented
 from serve_app.api.pictures import PICTURE_ANSWERS, picture
 from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer, status_of
@@ -34,7 +34,7 @@ def router(service: Service) -> APIRouter:
         """Accept a job. It is durable when this answers."""
         _refuse_if_closed(service)
         job = await new_job(service, PUBLIC_OWNER, body, idempotency_key)
-        view = await service.client.submit(Submit(job))
+        view = await service.submit(job)
         shown = _shown(service, view)
         return SubmitAnswer(
             id=view.job_id,

@@ -10,9 +10,10 @@ from fakes import FINISHED, STARTED, FakeHandle, FakeTracker, claim, until, view
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
-from callback.records import Finish, Release
+from callback.records import Claim, ClaimJobs, Finish, Release
 from callback.states import JobState
 from deployments.errors import EngineBusy, EngineUnhealthy
+from deployments.models import REPLICA_PLACES
 from deployments.render import RenderFailed
 from serve_app import dispatcher as module
 from serve_app.dispatcher import Dispatcher
@@ -29,11 +30,13 @@ async def start(tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch) -> AsyncI
     monkeypatch.setattr(module, "SHORTEST_PAUSE_S", 0.02)
     monkeypatch.setattr(module, "LOOK_EVERY_S", 0.02)
     monkeypatch.setattr(module, "RENEW_EVERY_S", 0.02)
+    monkeypatch.setattr(module, "TELL_EVERY_S", 0.0)
 
     def start_one(handle: FakeHandle, **options: Any) -> Dispatcher:
         values = {"model": "m", "job_timeout_s": 60.0, "holder": "me", "has_queued": lambda _: bool(tracker.claims)}
         values["is_cancelled"] = lambda key: key in tracker.cancelled
-        dispatcher = Dispatcher(handle=handle, client=tracker, **values | options)  # type: ignore[arg-type]
+        values["devices"] = lambda: 1
+        dispatcher = Dispatcher(handle=handle, **values | {"client": tracker} | options)  # type: ignore[arg-type]
         started.append(dispatcher)
         dispatcher.start()
         return dispatcher
@@ -106,8 +109,9 @@ async def test_trouble_that_lasts_makes_the_pauses_longer_and_has_a_sentence(
 
 
 async def test_a_replica_that_cannot_begin_does_not_get_its_job_again_at_once(
-    tracker: FakeTracker, start: Callable[..., Dispatcher]
+    tracker: FakeTracker, start: Callable[..., Dispatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "SHORTEST_PAUSE_S", 0.4)
     lost = RayTaskError("render", "", EngineUnhealthy("The device is lost."))
     tracker.claims = [claim("k1", attempt=1)]
     dispatcher = start(FakeHandle([lost], [STARTED, FINISHED]))
@@ -115,7 +119,7 @@ async def test_a_replica_that_cannot_begin_does_not_get_its_job_again_at_once(
     released = time.monotonic()
     tracker.claims = [claim("k1", attempt=2)]
     await until(lambda: len(tracker.reports) == 2)
-    assert time.monotonic() - released > 0.9 * module.SHORTEST_PAUSE_S
+    assert time.monotonic() - released > 0.5 * module.SHORTEST_PAUSE_S
     assert dispatcher.trouble is None
 
 
@@ -219,3 +223,32 @@ async def test_stopping_ends_in_time_even_if_a_job_does_not(
     (report,) = tracker.reports
     assert isinstance(report, Release)
     assert not report.blamed
+
+
+async def test_an_accepted_job_is_claimed_before_the_change_stream_tells_of_it(
+    tracker: FakeTracker, start: Callable[..., Dispatcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LOOK_EVERY_S", 30.0)
+    dispatcher = start(FakeHandle([STARTED, FINISHED]), has_queued=lambda _: False)
+    await asyncio.sleep(0)
+    tracker.claims = [claim()]
+    dispatcher.expect()
+    await until(lambda: bool(tracker.reports))
+
+
+async def test_more_are_claimed_ahead_where_jobs_end_while_others_are_fetched(
+    tracker: FakeTracker, start: Callable[..., Dispatcher]
+) -> None:
+    class SlowTracker(FakeTracker):
+        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
+            limits.append(command.limit)
+            await asyncio.sleep(0.05)
+            return await super().claim(command)
+
+    limits: list[int] = []
+    slow = SlowTracker(claims=[claim(f"k{n}") for n in range(60)])
+    has_queued = {"has_queued": lambda _: bool(slow.claims)}
+    start(FakeHandle(*[[STARTED, FINISHED]] * 60), client=slow, **has_queued, devices=lambda: 1)
+    await until(lambda: len(slow.reports) == 60)
+    assert limits[0] == 1
+    assert 5 <= max(limits) <= REPLICA_PLACES
