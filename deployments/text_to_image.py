@@ -23,6 +23,9 @@ _log = get_logger("text_to_image")
 PROGRESS_INTERVAL_S = 0.25
 """Least time between two progress events of a job: each one is a message through Ray."""
 
+PROGRESS_HOLD_S = 0.02
+"""Progress waits this long for what makes it stale: a picture that is stored at once needs no message before it."""
+
 HEALTH_CHECK_PERIOD_S = 2.0
 """A dead replica is replaced after at most this long (Serve's default is 10): its jobs wait for it."""
 
@@ -114,6 +117,7 @@ class _Mailbox:
     async def __aiter__(self) -> AsyncIterator[RenderEvent]:
         while True:
             await self._arrived.wait()
+            await self._wait_for_urgent(PROGRESS_HOLD_S)
             arrived, self._events = self._events, []
             self._arrived.clear()
             self._urgent.clear()
@@ -124,10 +128,15 @@ class _Mailbox:
                 if isinstance(event, RenderFinished | RenderFailed):
                     return
             if isinstance(arrived[-1], RenderProgress):
-                # Not `wait_for`: on Python 3.11 it can swallow the cancellation of the request.
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(PROGRESS_INTERVAL_S):
-                        await self._urgent.wait()
+                await self._wait_for_urgent(PROGRESS_INTERVAL_S)
+
+    async def _wait_for_urgent(self, timeout_s: float) -> None:
+        """Return when there is more than progress, or after `timeout_s`."""
+        if not self._urgent.is_set():
+            # Not `wait_for`: on Python 3.11 it can swallow the cancellation of the request.
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._urgent.wait()
 
 
 def deployment_for(

@@ -343,3 +343,21 @@ async def test_a_failing_store_is_told_at_once_and_not_retried(connect: Callable
     with pytest.raises(StoreUnavailable):
         await connect(Cluster(full)).submit(Submit(new_job()))
     assert calls == 1
+
+
+async def test_the_first_command_is_sent_at_once_and_those_that_follow_it_closely_together(
+    connect: Callable[..., TrackerClient], desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "GATHER_S", 0.3)
+    batches: list[int] = []
+
+    async def tracker(_method: str, version: int, commands: Any) -> Any:
+        batches.append(len(commands))
+        return await desk.tracker.execute(version, commands)
+
+    client = connect(Cluster(tracker))
+    began = time.monotonic()
+    await client.submit(Submit(new_job("first")))
+    assert time.monotonic() - began < 0.3
+    await asyncio.gather(*(client.submit(Submit(new_job(f"job-{n}"))) for n in range(5)))
+    assert batches == [1, 5]

@@ -127,3 +127,15 @@ def test_a_replica_reserves_what_its_engine_uses(
 def test_each_model_is_a_deployment_of_its_own() -> None:
     assert deployment_for(ModelSettings(name="a", engine="noop")).name == "TextToImage-a"
     assert deployment_for(ModelSettings(name="a", engine="noop"), name="Other").name == "Other"
+
+
+async def test_a_picture_that_is_there_before_its_progress_is_told_comes_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_to_image, "PROGRESS_HOLD_S", 3600)
+    replica = TextToImage(ModelSettings(engine="noop"), str(tmp_path))
+    try:
+        events = await asyncio.wait_for(collect(replica, width=64, height=64), 60)
+    finally:
+        replica._engine.close()
+    assert [type(event) for event in events] == [RenderStarted, RenderFinished]
