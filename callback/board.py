@@ -65,10 +65,12 @@ class Board:
         key = self._keys_by_id.get((owner, job_id))
         return self._entries[key] if key is not None else None
 
-    def known(self, owner: str, job_id: str) -> JobView | None:
-        """Return the current job with the client's id, open or final, if it is in memory."""
+    def known(self, owner: str, job_id: str, *, finals: bool = True) -> JobView | None:
+        """Return the current job with the client's id, open or (with `finals`) final, if it is in memory."""
         entry = self.find(owner, job_id)
-        return entry.view if entry is not None else self.finals.get(owner, job_id)
+        if entry is not None:
+            return entry.view
+        return self.finals.get(owner, job_id) if finals else None
 
     def replace_all(self, entries: Iterable[Entry]) -> None:
         """Start afresh from the store. Readers are told everything again."""
@@ -103,6 +105,7 @@ class Board:
         if self._entries.pop(view.key, None) is not None:
             self._keys_by_id.pop((view.owner, view.job_id), None)
             self._queues[view.model].pop(view.seq, None)
+            self.finals.add(view)
         self.publish(view)
 
     def update(self, key: str, **changes: Any) -> Entry | None:
@@ -141,8 +144,8 @@ class Board:
         """Tell the readers that a job, open or final, looks like this now."""
         self._cursor = replace(self._cursor, version=self._cursor.version + 1)
         self._changes.append((self._cursor.version, view))
-        if view.state in FINAL and (view.owner, view.job_id) not in self._keys_by_id:
-            self.finals.note(view)
+        if view.state in FINAL:
+            self.finals.update(view)
         self._changed.set()
 
     async def changes(self, cursor: Cursor, wait_s: float) -> Changes:

@@ -13,7 +13,7 @@ from callback.config import TrackerConfig
 from callback.records import Claim, ClaimJobs, JobView, Renew, artifact_key
 from callback.states import JobState
 
-CLAIMS_REMEMBERED = 16_384
+CLAIMS_REMEMBERED = 4096
 """Claims that get the same jobs again when they are repeated. Of one that is forgotten the leases run out."""
 
 

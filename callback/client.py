@@ -305,9 +305,12 @@ class TrackerClient:
         loop, next_at = asyncio.get_running_loop(), 0.0
         while True:
             batch = [await self._waiting.get()]
-            await self._room.acquire()
-            if (rest_s := next_at - loop.time()) > 0:
-                await asyncio.sleep(rest_s)
+            try:
+                await asyncio.sleep(max(0.0, next_at - loop.time()))
+                await self._room.acquire()
+            except asyncio.CancelledError:
+                self._waiting.put_nowait(batch[0])  # `close` answers it
+                raise
             next_at = loop.time() + GATHER_S
             while len(batch) < MAX_BATCH and not self._waiting.empty():
                 batch.append(self._waiting.get_nowait())
@@ -353,12 +356,15 @@ class TrackerClient:
 
     async def _find(self, identities: tuple[Identity, ...]) -> tuple[JobView | None, ...]:
         deadline = time.monotonic() + LOOKUP_TIMEOUT_S
-        try:
-            found = await self._call(lambda tracker: tracker.find.remote(identities), deadline=deadline)
-        except AttributeError:
-            # A tracker of an older release, which is about to be replaced, knows no such question.
-            raise TrackerUnavailable(SILENCE) from None
-        return cast(tuple[JobView | None, ...], found)
+
+        def ask(tracker: Any) -> Any:
+            try:
+                return tracker.find.remote(identities)
+            except AttributeError:
+                # A tracker of an older release, which is about to be replaced, knows no such question.
+                return asyncio.gather(*(tracker.get.remote(*identity) for identity in identities))
+
+        return cast(tuple[JobView | None, ...], await self._call(ask, deadline=deadline))
 
     async def jobs(
         self,

@@ -35,6 +35,7 @@ _CHANGE = sa.update(jobs).where(
 )
 _COMPLETE = _CHANGE.where(jobs.c.cancel_requested.is_(sa.false()))
 _RELEASE = _CHANGE.values(blamed=jobs.c.blamed + sa.bindparam("more_blame"))
+_SETTABLE = {*jobs.c.keys(), "more_blame"}
 _HAS_PICTURE = (jobs.c.picture_size_bytes.is_not(None), jobs.c.picture_deleted_at.is_(None))
 _SETTLED = sa.or_(deliveries.c.key.is_(None), deliveries.c.final.is_(sa.true()))
 
@@ -205,6 +206,9 @@ def _change(
 ) -> bool:
     if not allowed(before, values["state"]):
         raise ValueError(f"A job cannot go from {before} to {values['state']}.")
+    if unknown := values.keys() - _SETTABLE:
+        # SQLAlchemy would ignore them.
+        raise ValueError(f"No columns of a job: {', '.join(sorted(unknown))}.")
     which = {"of_key": key, "before": before, "of_attempt": attempt}
     return bool(tx.execute(statement, which | values).rowcount)
 

@@ -47,9 +47,15 @@ class Lookups:
     def _begin(self) -> None:
         task = asyncio.get_running_loop().create_task(self._run())
         self._under_way.add(task)
-        task.add_done_callback(self._under_way.discard)
 
     async def _run(self) -> None:
+        try:
+            await self._ask_all()
+        finally:
+            # At once, not in a callback: a question that is put in between would wait for ever.
+            self._under_way.discard(asyncio.current_task())
+
+    async def _ask_all(self) -> None:
         while self._waiting:
             batch = dict(list(self._waiting.items())[:MAX_BATCH])
             for identity in batch:

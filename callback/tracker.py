@@ -44,6 +44,9 @@ from callback.states import JobState
 from callback.store import Store
 from observability.logs import get_logger
 
+OWNED_FOR_S = 2.0
+"""So long after a commit memory is believed: a tracker that was stopped meanwhile finds that more time has passed.
+The courier commits every second."""
 READERS = 4
 MAX_READS = 256
 """Questions to the store at once: a store that stalls must not fill the actor's places with them."""
@@ -73,6 +76,7 @@ class JobTracker:
         self._epoch = -1
         self._trouble: str | None = "The tracker has not opened its store yet."
         self._stale = False
+        self._committed_at = float("-inf")
         self._retiring = False
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._reads = 0
@@ -155,8 +159,9 @@ class JobTracker:
 
     async def _run(self, work: Work, apply: Apply | None = None) -> Any:
         """Commit `work`, keeping track of whether the store works and whether we still own it."""
+        asked_at = self._clock.steady()
         try:
-            return await self._committer.run(work, apply)
+            done = await self._committer.run(work, apply)
         except Deposed:
             self._retiring = True
             _log.warning("another tracker owns the store; this one stops", extra={"epoch": self._epoch})
@@ -170,6 +175,9 @@ class JobTracker:
             # What was committed may not have reached memory.
             self._stale = self._stale or not isinstance(error, TrackerError)
             raise
+        # The store was ours at some moment after the question.
+        self._committed_at = max(self._committed_at, asked_at)
+        return done
 
     async def _tick_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
@@ -266,7 +274,9 @@ class JobTracker:
     async def find(self, identities: tuple[tuple[str, str], ...]) -> tuple[JobView | None, ...]:
         """Return the current job with each of these client's ids (owner, id), open or final, or None."""
         await self.start()
-        known = {identity: self._board.known(*identity) for identity in identities}
+        # Who was stopped, or cannot reach the store, does not know whether a successor gave an id to another job.
+        owned = not self._stale and self._clock.steady() < self._committed_at + OWNED_FOR_S
+        known = {identity: self._board.known(*identity, finals=owned) for identity in identities}
         unknown = [identity for identity, view in known.items() if view is None]
         if unknown:
             rows = await self._read(lambda tx: [job_rows.by_client_id(tx, *identity) for identity in unknown])

@@ -1,8 +1,8 @@
 """Dispatching: claim jobs, have them rendered, report the outcomes, keep their leases.
 
-Ray Serve routes, balances and scales; this only decides how many jobs are handed to it. Claims stay a little above what
-is being rendered: enough that a freed device has its next job at hand (see `Pace`) and the autoscaler sees the demand,
-few enough that queue positions stay true and a cancelled job has not been routed yet.
+Ray Serve carries and scales, `deployments.routing` balances; this only decides how many jobs are handed over. Claims
+stay a little above what is being rendered: enough that a freed device has its next job at hand (see `Pace`) and the
+autoscaler sees the demand, few enough that queue positions stay true and a cancelled job has not been routed yet.
 """
 
 import asyncio
@@ -56,6 +56,7 @@ class Dispatcher:
         has_queued: Callable[[str], bool],
         is_cancelled: Callable[[str], bool],
         devices: Callable[[], int],
+        rendered_by_all: Callable[[], int],
         job_timeout_s: float,
         holder: str,
     ) -> None:
@@ -65,6 +66,7 @@ class Dispatcher:
         self._has_queued = has_queued
         self._is_cancelled = is_cancelled
         self._devices = devices
+        self._rendered_by_all = rendered_by_all
         self._job_timeout_s = job_timeout_s
         self._holder = holder
         self._metrics = RenderMetrics(model)
@@ -149,17 +151,18 @@ class Dispatcher:
     def _room(self) -> int:
         """How many jobs more to claim.
 
-        At least one waits at the replicas, and half as many as are being rendered, or as end while others are fetched;
-        and no device is without. But Serve gets no more than the replicas take, since it lets what they do not take
-        wait for longer and longer.
+        At least one waits at the replicas, and a quarter as many as are being rendered, or as end while others are
+        fetched; and no device is without. But Serve gets no more than the replicas take, since it lets what they do not
+        take wait for longer and longer. Of the other ingress replicas' jobs the change stream tells.
         """
         # What is being reported has left its device.
         under_way = [attempt for attempt in self._attempts.values() if attempt not in self._reporting]
         count, devices = len(under_way), self._devices()
         started = sum(attempt.started_at is not None for attempt in under_way)
         waiting = count - started
-        wanted = max(1 + started // 4 - waiting, devices - count)
-        return max(wanted, min(1 + self._pace.ahead - waiting, REPLICA_PLACES * devices - count))
+        with_others = max(count, self._rendered_by_all())
+        wanted = max(1 + started // 4 - waiting, devices - with_others)
+        return max(wanted, min(1 + self._pace.ahead(devices) - waiting, REPLICA_PLACES * devices - with_others))
 
     async def _claim_round(self) -> bool:
         self._look.clear()

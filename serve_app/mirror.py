@@ -55,6 +55,7 @@ class Mirror:
         self._open: dict[str, JobView] = {}
         self._keys: dict[tuple[str, str], str] = {}
         self._waiting: dict[str, SortedDict[int, str]] = defaultdict(SortedDict)
+        self._processing: dict[str, set[str]] = defaultdict(set)
         self._watches: defaultdict[str, set[_Watch]] = defaultdict(set)
         self._cursor = Cursor()
 
@@ -80,6 +81,7 @@ class Mirror:
         self._open.clear()
         self._keys.clear()
         self._waiting.clear()
+        self._processing.clear()
         for watches in self._watches.values():
             for watch in watches:
                 watch.overtaken = True
@@ -93,7 +95,11 @@ class Mirror:
                 del self._keys[identity]
         else:
             self._open[view.key] = view
-            self._keys[identity] = view.key
+            self._name(identity, view)
+        if view.state is JobState.PROCESSING:
+            self._processing[view.model].add(view.key)
+        else:
+            self._processing[view.model].discard(view.key)
         waiting = self._waiting[view.model]
         if view.state is JobState.QUEUED or (view.state is JobState.PROCESSING and view.started_at is None):
             waiting[view.seq] = view.key
@@ -103,6 +109,20 @@ class Mirror:
             watch.view = view
             watch.changed.set()
         self._on_change(view)
+
+    def _name(self, identity: tuple[str, str], view: JobView) -> None:
+        # What an earlier job of the id was is told late sometimes.
+        holder = self._open.get(self._keys.get(identity, ""))
+        if holder is None or holder.seq <= view.seq:
+            self._keys[identity] = view.key
+
+    def accepted(self, view: JobView) -> None:
+        """Let the id lead to the job that was just accepted, if it still leads to an earlier one that has ended."""
+        identity = (view.owner, view.job_id)
+        holder = self._open.get(self._keys.get(identity, ""))
+        if holder is not None and holder.seq < view.seq:
+            self._open[view.key] = view
+            self._keys[identity] = view.key
 
     async def find(self, owner: str, job_id: str) -> JobView | None:
         """Return the current job with the client's id; the tracker is asked for all but open jobs.
@@ -156,6 +176,10 @@ class Mirror:
             return None
         ahead: int = self._waiting[view.model].bisect_left(view.seq)
         return ahead + 1
+
+    def processing(self, model: str) -> int:
+        """Return how many jobs of the model are claimed, by all ingress replicas together."""
+        return len(self._processing[model])
 
     def is_cancelled(self, key: str) -> bool:
         """Tell whether the client wants the open job to stop."""

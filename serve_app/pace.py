@@ -6,9 +6,13 @@ from collections.abc import Callable
 
 WINDOW_S = 1.0
 """Ends are counted over this long."""
+QUICK_PER_S = 2.0
+"""Ends a second and device from which on jobs are quick: below it a device that waits for a claim loses little."""
+LONGEST_CLAIM_S = 0.25
+"""A claim that took longer met a tracker that was restarting, or a store that stood still: the next one will not."""
 ROUND_TRIPS = 6.0
 """From its claim to its report a job of milliseconds takes about six times as long as a claim alone: it is sent through
-Ray, stored, and waits for its batch. Measured: with two the devices of a busy service idle (docs/performance.md)."""
+Ray, stored, and waits for its batch. (Two gave 155 jobs a second where six gave 257: docs/performance.md.)"""
 MOST_COUNTED = 10_000
 _WEIGHT = 0.2
 
@@ -16,7 +20,7 @@ _WEIGHT = 0.2
 class Pace:
     """Counts ends and measures claims. `ahead`: how many jobs end while one passes (Little's law).
 
-    Pictures that take seconds give none; without it, models that take milliseconds would wait for each claim.
+    Pictures that take a second give none; without it, models that take milliseconds would wait for each claim.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -30,12 +34,13 @@ class Pace:
 
     def claimed(self, seconds: float) -> None:
         """Note how long a claim took; later ones count more."""
+        seconds = min(seconds, LONGEST_CLAIM_S)
         self._claim_s += (seconds - self._claim_s) * (_WEIGHT if self._claim_s else 1.0)
 
-    @property
-    def ahead(self) -> int:
-        """How many jobs end while one passes, rounded down."""
+    def ahead(self, devices: int) -> int:
+        """How many jobs end on so many devices while one passes, rounded down; 0 if they are not quick."""
         oldest = self._clock() - WINDOW_S
         while self._ends and self._ends[0] < oldest:
             self._ends.popleft()
-        return int(len(self._ends) / WINDOW_S * ROUND_TRIPS * self._claim_s)
+        per_s = len(self._ends) / WINDOW_S
+        return int(per_s * ROUND_TRIPS * self._claim_s) if per_s >= QUICK_PER_S * devices else 0

@@ -102,6 +102,7 @@ class Service:
                 has_queued=self.mirror.has_queued,
                 is_cancelled=self.mirror.is_cancelled,
                 devices=partial(self.replicas.running, name),
+                rendered_by_all=partial(self.mirror.processing, name),
                 job_timeout_s=settings.job_timeout_s,
                 holder=holder,
             )
@@ -133,6 +134,7 @@ class Service:
         """Have the job accepted, durably, and its model's dispatcher look for it. Raises what the tracker raises."""
         view = await self.client.submit(Submit(job))
         if view.state is JobState.QUEUED:
+            self.mirror.accepted(view)
             self._dispatchers[view.model].expect()
         return view
 

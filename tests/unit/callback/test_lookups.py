@@ -91,3 +91,17 @@ async def test_no_answer_in_time_and_a_closed_connection_are_said_to_be_so() -> 
     await settle()
     await lookups.close()
     assert all(isinstance(one, TrackerUnavailable) for one in await asyncio.gather(*waiting, return_exceptions=True))
+
+
+async def test_a_question_that_is_put_just_when_the_others_are_answered_is_put() -> None:
+    tracker = Tracker()
+    lookups = Lookups(tracker.find)
+    earlier = [asyncio.create_task(lookups.get("me", str(n), timeout_s=5)) for n in range(BATCHES_UNDER_WAY)]
+    await settle()
+    tracker.go_on.set()
+    # Whatever the number of steps of the event loop in between.
+    later = []
+    for n in range(6):
+        later.append(asyncio.create_task(lookups.get("me", f"later {n}", timeout_s=1)))
+        await asyncio.sleep(0)
+    assert await asyncio.gather(*earlier, *later) == [None] * (BATCHES_UNDER_WAY + 6)

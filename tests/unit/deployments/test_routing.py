@@ -4,7 +4,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
-from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID
+from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
+from ray.serve.request_router import PendingRequest
 
 from deployments.routing import FreeFirstRouter
 
@@ -31,9 +32,19 @@ def router(replicas: list[Replica]) -> FreeFirstRouter:
     return router
 
 
+@pytest.fixture
+def known(router: FreeFirstRouter, replicas: list[Replica]) -> None:
+    """Every replica has told that it has nothing."""
+    for replica in replicas:
+        router.on_new_queue_len_info(replica.replica_id, 0)
+
+
+def request(name: str) -> PendingRequest:
+    return PendingRequest(args=[], kwargs={}, metadata=RequestMetadata(request_id=name, internal_request_id=name))
+
+
 async def choose(router: FreeFirstRouter, replicas: list[Replica]) -> ReplicaID:
     first, others = await router.choose_replicas(replicas)
-    assert len(first) == 1
     assert {one.replica_id for one in (*first, *others)} == {one.replica_id for one in replicas}
     return first[0].replica_id
 
@@ -57,6 +68,7 @@ async def test_a_second_job_goes_to_the_replica_that_got_its_first_one_the_longe
     assert await choose(router, replicas) == replicas[0].replica_id
 
 
+@pytest.mark.usefixtures("known")
 async def test_what_other_ingress_replicas_have_sent_counts(router: FreeFirstRouter, replicas: list[Replica]) -> None:
     for replica in replicas[:-1]:
         router.on_new_queue_len_info(replica.replica_id, 3)
@@ -83,3 +95,31 @@ async def test_replicas_that_are_gone_are_forgotten(router: FreeFirstRouter, rep
     assert set(router._turns) == {replicas[0].replica_id}
     assert set(router._here) == {replicas[0].replica_id}
     assert await router.choose_replicas([]) == []
+
+
+@pytest.mark.usefixtures("known")
+async def test_a_burst_fills_up_the_idle_one_and_then_all(router: FreeFirstRouter, replicas: list[Replica]) -> None:
+    for replica in replicas[:-1]:
+        router.on_send_request(replica.replica_id)
+    chosen = []
+    for n in range(8):
+        (best, *_), _ = await router.choose_replicas(replicas, request(str(n)))
+        chosen.append(best.replica_id)
+    assert chosen[0] == replicas[-1].replica_id
+    assert set(chosen) == {one.replica_id for one in replicas}, "then each has two"
+
+
+async def test_those_whose_queue_is_unknown_are_asked_together(
+    router: FreeFirstRouter, replicas: list[Replica]
+) -> None:
+    first, others = await router.choose_replicas(replicas, request("one"))
+    assert first == replicas
+    assert others == []
+
+
+async def test_serve_pauses_before_it_asks_full_replicas_again(
+    router: FreeFirstRouter, replicas: list[Replica]
+) -> None:
+    asked = request("one")
+    await router.choose_replicas(replicas, asked)
+    assert asked.routing_context.should_backoff

@@ -36,6 +36,7 @@ async def start(tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         values = {"model": "m", "job_timeout_s": 60.0, "holder": "me", "has_queued": lambda _: bool(tracker.claims)}
         values["is_cancelled"] = lambda key: key in tracker.cancelled
         values["devices"] = lambda: 1
+        values["rendered_by_all"] = lambda: 0
         dispatcher = Dispatcher(handle=handle, **values | {"client": tracker} | options)  # type: ignore[arg-type]
         started.append(dispatcher)
         dispatcher.start()
@@ -252,3 +253,29 @@ async def test_more_are_claimed_ahead_where_jobs_end_while_others_are_fetched(
     await until(lambda: len(slow.reports) == 60)
     assert limits[0] == 1
     assert 5 <= max(limits) <= REPLICA_PLACES
+
+
+@pytest.mark.parametrize(
+    ("devices", "others", "asked"),
+    [
+        (1, 0, 1),  # one waits, whatever there is
+        (8, 0, 8),  # no device is without
+        (8, 6, 2),  # ... but another ingress replica has given six of them a job
+        (8, 99, 1),
+    ],
+)
+async def test_idle_devices_are_given_a_job_at_once_but_not_twice(
+    tracker: FakeTracker, start: Callable[..., Dispatcher], devices: int, others: int, asked: int
+) -> None:
+    limits: list[int] = []
+
+    class Counting(FakeTracker):
+        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
+            limits.append(command.limit)
+            return await super().claim(command)
+
+    counting = Counting(claims=[claim("k1")])
+    options = {"devices": lambda: devices, "rendered_by_all": lambda: others, "has_queued": lambda _: True}
+    start(FakeHandle([asyncio.Event(), STARTED, FINISHED]), client=counting, **options)
+    await until(lambda: bool(limits))
+    assert limits[0] == asked

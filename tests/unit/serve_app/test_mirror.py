@@ -114,3 +114,30 @@ async def test_a_silent_tracker_does_not_end_the_stream(mirror: Mirror, tracker:
     await mirror.follow()
     await tell(mirror, tracker, view())
     assert mirror.has_queued("m")
+
+
+@pytest.mark.defect("D4")
+async def test_an_id_that_was_just_given_to_a_new_job_leads_to_it_before_the_stream_tells(
+    mirror: Mirror, tracker: FakeTracker
+) -> None:
+    old, new = view("old", seq=1), view("new", seq=2)
+    await tell(mirror, tracker, old)
+    mirror.accepted(new)
+    assert await mirror.find("public", "job") == new
+    # An answer that was on its way tells what the old one was before it ended.
+    await tell(mirror, tracker, replace(old, state=JobState.PROCESSING))
+    assert await mirror.find("public", "job") == new
+    await tell(mirror, tracker, replace(old, state=JobState.COMPLETED), new)
+    assert await mirror.find("public", "job") == new
+    await tell(mirror, tracker, replace(new, state=JobState.COMPLETED))
+    mirror.accepted(new)  # the answer to the submit came last
+    await mirror.find("public", "job")
+    assert tracker.asked == ["job"]
+
+
+async def test_jobs_that_are_being_rendered_are_counted_by_model(mirror: Mirror, tracker: FakeTracker) -> None:
+    one, other = view("k1", "a", 1, state=JobState.PROCESSING), view("k2", "b", 2, state=JobState.PROCESSING)
+    await tell(mirror, tracker, one, other, view("k3", "c", 3))
+    assert (mirror.processing("m"), mirror.processing("another")) == (2, 0)
+    await tell(mirror, tracker, replace(one, state=JobState.COMPLETED), replace(other, state=JobState.QUEUED))
+    assert mirror.processing("m") == 0

@@ -2,7 +2,7 @@
 
 import pytest
 
-from serve_app.pace import ROUND_TRIPS, Pace
+from serve_app.pace import LONGEST_CLAIM_S, ROUND_TRIPS, Pace
 
 
 class Clock:
@@ -22,7 +22,7 @@ def test_pictures_that_take_seconds_give_none() -> None:
     for _ in range(20):
         clock.now += 2.0
         pace.ended()
-        assert pace.ahead == 0
+        assert pace.ahead(8) == 0
 
 
 def test_as_many_as_end_while_one_passes() -> None:
@@ -32,20 +32,28 @@ def test_as_many_as_end_while_one_passes() -> None:
     for _ in range(300):
         clock.now += 0.005
         pace.ended()
-    assert pace.ahead == pytest.approx(200 * 0.03 * ROUND_TRIPS, abs=1)
+    assert pace.ahead(1) == pytest.approx(200 * 0.03 * ROUND_TRIPS, abs=1)
     clock.now += 5.0
-    assert pace.ahead == 0
+    assert pace.ahead(1) == 0
 
 
-def test_a_claim_that_took_long_once_counts_for_a_while() -> None:
+def test_quick_is_what_ends_several_times_a_second_on_each_device() -> None:
     clock = Clock()
     pace = Pace(clock)
-    pace.claimed(0.01)
+    pace.claimed(0.2)
+    for _ in range(30):
+        pace.ended()
+    assert pace.ahead(10) == 36
+    assert pace.ahead(16) == 0
+
+
+def test_one_claim_that_stood_still_does_not_fill_the_replicas() -> None:
+    clock = Clock()
+    pace = Pace(clock)
     for _ in range(100):
         pace.ended()
-    pace.claimed(1.0)
-    after = pace.ahead
-    assert after > 100
+    pace.claimed(8.0)
+    assert pace.ahead(1) <= 100 * LONGEST_CLAIM_S * ROUND_TRIPS
     for _ in range(50):
         pace.claimed(0.01)
-    assert pace.ahead == pytest.approx(100 * 0.01 * ROUND_TRIPS, abs=1)
+    assert pace.ahead(1) == pytest.approx(100 * 0.01 * ROUND_TRIPS, abs=1)
