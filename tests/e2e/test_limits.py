@@ -80,6 +80,7 @@ def test_an_expired_job_does_not_reach_the_device_when_shedding_is_on(client: Da
     assert client.wait(blocking.job_id, timeout_s=20).status == "completed"
 
 
+@pytest.mark.usefixtures("client")  # which waits for the job that is accepted, so that the next test finds none open
 def test_more_pixels_than_configured_are_refused_with_the_limit(narrow: App) -> None:
     answer = httpx.post(f"{narrow.url}/inference", json={**TINY, "width": 512}, trust_env=False)
     assert answer.status_code == 200  # 512 x 64 is less than 256 x 256
