@@ -2,6 +2,7 @@
 
 import sqlite3
 from dataclasses import replace
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -12,13 +13,11 @@ from callback.schema import jobs
 from callback.states import DeliveryState, JobState
 from callback.tracker import OWNED_FOR_S
 from tests.unit.callback.test_board import open_job
-from tests.unit.callback.tracker_kit import Desk, StartDesk
-
-UNROUTED = "http://192.0.2.1/callback"
+from tests.unit.callback.tracker_kit import UNROUTED, Desk, StartDesk
 
 
-def ended(**fields: object) -> JobView:
-    return replace(open_job(state=JobState.FAILED).view, **fields)  # type: ignore[arg-type]
+def ended(**fields: Any) -> JobView:
+    return replace(open_job(state=JobState.FAILED).view, **fields)
 
 
 def test_the_longest_unchanged_makes_room() -> None:

@@ -7,11 +7,7 @@ import pytest
 from callback.records import Cancel, Claim, Finish, JobView, Release, Submit
 from callback.schema import deliveries, jobs
 from callback.states import JobState
-from tests.unit.callback.tracker_kit import Desk, StartDesk, failure, is_final, new_job, rejected
-
-UNROUTED = "http://192.0.2.1/callback"
-"""A callback address that the policy refuses: nothing is ever sent."""
-
+from tests.unit.callback.tracker_kit import UNROUTED, Desk, StartDesk, failure, is_final, new_job, rejected
 
 # ---- claims ----------------------------------------------------------------------------------------------------------
 

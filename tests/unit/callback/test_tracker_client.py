@@ -14,10 +14,9 @@ from callback.client import TrackerClient
 from callback.config import TrackerConfig, code_fingerprint, code_version
 from callback.errors import JobIdInUse, JobNotFound, StoreUnavailable, TrackerUnavailable
 from callback.records import PROTOCOL_VERSION, JobView, Rejected, Submit, TrackerIdentity
-from tests.unit.callback.tracker_kit import BOUND_S, Desk, new_job
+from tests.unit.callback.tracker_kit import BOUND_S, UNROUTED, Desk, new_job
 
 Behaviour = Callable[..., Awaitable[Any]]
-UNROUTED = "http://192.0.2.1/callback"
 
 
 def identity_of(config: TrackerConfig) -> TrackerIdentity:

@@ -37,6 +37,8 @@ from callback.states import FINAL, JobState
 from callback.store import Store
 from callback.tracker import JobTracker
 
+UNROUTED = "http://192.0.2.1/callback"
+"""A receiver that does not exist: an address of documentation, which egress refuses before anything is sent."""
 BOUND_S = 20.0
 """Longest wait for something that is going to happen; generous, because the machine may be busy."""
 PNG = b"\x89PNG\r\n\x1a\n"
