@@ -22,7 +22,7 @@ from bench.records import Estimate, History, HistoryFigures, ProcessMemory
 from bench.statistics import estimate, percentile
 from deployments.models import ModelSettings
 from launcher.local import health_at
-from serve_app.api.inference import PUBLIC_OWNER
+from serve_app.access.clients import PUBLIC
 
 PAST_S = 24 * 3600.0
 """The finished jobs lie within a day, so that retention (7 days) leaves them where they are."""
@@ -51,7 +51,7 @@ def measure_history(plan: Plan, home: Path, tell: Callable[[str], None]) -> Hist
         tell(f"writing {service.finished_jobs:,} finished jobs")
         now, apart_s = time.time(), PAST_S / max(1, service.finished_jobs)
         url = f"sqlite:///{service.store}"
-        write_past_jobs(url, service.finished_jobs, owner=PUBLIC_OWNER, last=now, apart_s=apart_s)
+        write_past_jobs(url, service.finished_jobs, owner=PUBLIC.name, last=now, apart_s=apart_s)
     tell("starting")
     with Instance(serve_config(port, *applications), home) as instance:
         instance.wait_until("all services accept jobs", lambda: all(_accepts(s.url) for s in services))

@@ -28,8 +28,10 @@ class Ingress:
     ) -> None:
         configure(settings.log_level)
         _refuse_local_data_on_a_cluster(settings)
+        loopback = _bound_to_loopback()
+        _refuse_to_serve_strangers(settings, loopback=loopback)
         by_model = {model.name: handles[f"model_{n}"] for n, model in enumerate(settings.models)}
-        self._service = Service(settings, by_model, allow_loopback=_bound_to_loopback())
+        self._service = Service(settings, by_model, allow_loopback=loopback)
         await self._service.start()
         _log.info("ingress serves", extra={"models": list(by_model)})
 
@@ -87,4 +89,14 @@ def _refuse_local_data_on_a_cluster(settings: Settings) -> None:
         raise RuntimeError(
             f"This Ray cluster has {nodes} nodes, but {' and '.join(local)} lie on one machine's disk. "
             "Set store_url to postgresql://... and artifacts_url to s3://... (or a folder that all nodes share, as file://...)."
+        )
+
+
+def _refuse_to_serve_strangers(settings: Settings, *, loopback: bool) -> None:
+    """Whoever reaches an open port would otherwise render on our devices, and see everybody's pictures."""
+    if not loopback and settings.keys_file is None and not settings.allow_unauthenticated:
+        raise RuntimeError(
+            "The service would answer on an address that others can reach, without asking for API keys. Set keys_file "
+            "(`python -m serve_app.access NAME` makes a key), bind http_options.host to 127.0.0.1, or, behind a proxy "
+            "that authenticates, set allow_unauthenticated: true."
         )

@@ -18,6 +18,7 @@ from deployments.adapters import AdapterCatalogue
 from deployments.artifacts import ArtifactStore
 from deployments.models import ModelDescription, ModelSettings, describe
 from deployments.render import ArtifactRef
+from serve_app.access.keys import KeyRing
 from serve_app.dispatcher import Dispatcher
 from serve_app.mirror import Mirror
 from serve_app.replicas import ReplicaWatch
@@ -80,6 +81,7 @@ class Service:
             for model in settings.offered_models()
         }
         config = settings.tracker_config(allow_loopback=allow_loopback)
+        self.keys = KeyRing(settings.keys_file.expanduser()) if settings.keys_file else None
         self.artifacts = ArtifactStore(settings.resolved_artifacts_url())
         self.picture_readers = ThreadPoolExecutor(PICTURE_READERS, thread_name_prefix="pictures")
         self.client = TrackerClient(
@@ -119,8 +121,9 @@ class Service:
 
     @property
     def troubles(self) -> list[str]:
-        """What keeps accepted jobs from being rendered, as sentences."""
-        return [one.trouble for one in self._dispatchers.values() if one.trouble is not None]
+        """What keeps accepted jobs from being rendered, or clients from being known, as sentences."""
+        everyone = [self.keys, *self._dispatchers.values()]
+        return [one.trouble for one in everyone if one is not None and one.trouble is not None]
 
     def _tell_new_tracker(self) -> None:
         for dispatcher in self._dispatchers.values():

@@ -88,6 +88,16 @@ class Settings(BaseSettings):
         description="Folder or fsspec URL (s3://bucket/prefix) for pictures; default: a folder in data_dir.",
     )
 
+    # ---- who may use it
+    keys_file: Path | None = Field(
+        default=None,
+        description="TOML file with the hashes of API keys (see serve_app/access/keys.py), on every node that an "
+        "ingress replica may run on; read again when it changes. Without it all who reach the port are one client.",
+    )
+    allow_unauthenticated: bool = Field(
+        default=False, description="Serve without keys_file on an address that is not loopback."
+    )
+
     # ---- limits of a request
     max_pixels: int = Field(default=2048 * 2048, ge=64 * 64, description="Most pixels (width x height) of a picture.")
     job_timeout_s: float = Field(

@@ -58,6 +58,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the OpenAPI entries of the refusals that a route may answer with."""
     sentences = {
         400: "The body is not JSON.",
+        401: "The API key is missing or not valid. (Only where the server asks for keys.)",
+        403: "The API key does not allow this. (Only where the server asks for keys.)",
         404: "There is no such job, or no picture of it yet.",
         409: "The job's present state does not allow it.",
         410: "The picture was removed by retention.",
@@ -84,8 +86,10 @@ def install(app: FastAPI) -> None:
 
 
 def problem(status: int, error_code: str, sentence: str) -> JSONResponse:
-    """Return a refusal; 429 and 503 carry Retry-After."""
+    """Return a refusal; 429 and 503 carry Retry-After, 401 how to authenticate."""
     headers = {"Retry-After": str(RETRY_AFTER_S)} if status in {429, 503} else None
+    if status == 401:
+        headers = {"WWW-Authenticate": "Bearer"}
     return JSONResponse({"detail": sentence, "error_code": error_code}, status, headers)
 
 

@@ -4,10 +4,12 @@ import time
 from typing import Annotated
 from uuid import uuid4
 
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 
 from callback.errors import JobNotFound
 from callback.records import JobView
+from serve_app.access.clients import Scope
+from serve_app.api.caller import Caller, calling
 from serve_app.api.errors import Refused, documented
 from serve_app.api.pictures import PICTURE_ANSWERS, picture
 from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer, status_of
@@ -16,24 +18,24 @@ from serve_app.submission import new_job
 
 MAX_WAIT_S = 60.0
 """Longest long poll: below what proxies on the way usually allow."""
-PUBLIC_OWNER = "public"
-"""Whose jobs they are as long as clients are not told apart."""
-
 JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="The job's id.")]
 
 
 def router(service: Service) -> APIRouter:
     """Return the routes, working on `service`."""
     routes = APIRouter(tags=["inference"])
+    may_submit = Depends(calling(service.keys, Scope.SUBMIT))
+    may_read = Depends(calling(service.keys, Scope.READ))
 
-    @routes.post("/inference", responses=documented(400, 409, 413, 422, 429, 503))
+    @routes.post("/inference", responses=documented(400, 401, 403, 409, 413, 422, 429, 503))
     async def submit(
+        caller: Annotated[Caller, may_submit],
         body: InferenceRequest,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
     ) -> SubmitAnswer:
         """Accept a job. It is durable when this answers."""
         _refuse_if_closed(service)
-        job = await new_job(service, PUBLIC_OWNER, body, idempotency_key)
+        job = await new_job(service, caller.client.name, body, idempotency_key)
         view = await service.submit(job)
         shown = _shown(service, view)
         return SubmitAnswer(
@@ -48,44 +50,45 @@ def router(service: Service) -> APIRouter:
             warnings=shown.warnings,
         )
 
-    @routes.get("/inference/status/{job_id}", responses=documented(404, 422, 503))
+    @routes.get("/inference/status/{job_id}", responses=documented(401, 403, 404, 422, 503))
     async def status(
+        caller: Annotated[Caller, may_read],
         job_id: JobId,
         wait: Annotated[float, Query(ge=0, le=MAX_WAIT_S, description="Seconds to wait for the final state.")] = 0.0,
     ) -> JobStatus:
         """Show a job; with `wait`, answer when it has ended, or as it is after so many seconds."""
-        view = await _find(service, job_id)
+        view = await _find(service, caller, job_id)
         if wait > 0 and not view.settled(time.time()):
             view = await service.long_poll(view, wait)
         return _shown(service, view)
 
     @routes.get("/inference/result/{job_id}", response_class=Response, responses=PICTURE_ANSWERS)
-    async def result(job_id: JobId, request: Request) -> Response:
+    async def result(caller: Annotated[Caller, may_read], job_id: JobId, request: Request) -> Response:
         """Download the picture."""
-        view = await _find(service, job_id)
+        view = await _find(service, caller, job_id)
         return await picture(service, view, request, status=_shown(service, view).status, attachment=True)
 
     @routes.get("/images/{job_id}.png", response_class=Response, responses=PICTURE_ANSWERS)
-    async def image(job_id: JobId, request: Request) -> Response:
+    async def image(caller: Annotated[Caller, may_read], job_id: JobId, request: Request) -> Response:
         """Show the picture."""
-        view = await _find(service, job_id)
+        view = await _find(service, caller, job_id)
         return await picture(service, view, request, status=_shown(service, view).status, attachment=False)
 
-    @routes.delete("/inference/{job_id}", responses=documented(404, 409, 422, 503))
-    async def cancel(job_id: JobId) -> JobStatus:
+    @routes.delete("/inference/{job_id}", responses=documented(401, 403, 404, 409, 422, 503))
+    async def cancel(caller: Annotated[Caller, may_submit], job_id: JobId) -> JobStatus:
         """Cancel a job: a queued one ends at once, a running one at its next denoising step."""
-        return _shown(service, await service.client.cancel(PUBLIC_OWNER, job_id))
+        return _shown(service, await service.client.cancel(caller.owner, job_id))
 
-    @routes.post("/inference/{job_id}/redeliver", responses=documented(404, 409, 422, 503))
-    async def redeliver(job_id: JobId) -> JobStatus:
+    @routes.post("/inference/{job_id}/redeliver", responses=documented(401, 403, 404, 409, 422, 503))
+    async def redeliver(caller: Annotated[Caller, may_submit], job_id: JobId) -> JobStatus:
         """Send the callback of a job that has ended again, under the same webhook id."""
-        return _shown(service, await service.client.redeliver(PUBLIC_OWNER, job_id, uuid4().hex))
+        return _shown(service, await service.client.redeliver(caller.owner, job_id, uuid4().hex))
 
     return routes
 
 
-async def _find(service: Service, job_id: str) -> JobView:
-    view = await service.mirror.find(PUBLIC_OWNER, job_id)
+async def _find(service: Service, caller: Caller, job_id: str) -> JobView:
+    view = await service.mirror.find(caller.owner, job_id)
     if view is None:
         raise JobNotFound(f"There is no job {job_id!r}. It may have been removed by retention.")
     return view

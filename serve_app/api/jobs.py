@@ -3,11 +3,12 @@
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 
 from callback.states import JobState
+from serve_app.access.clients import Scope
+from serve_app.api.caller import Caller, calling
 from serve_app.api.errors import documented
-from serve_app.api.inference import PUBLIC_OWNER
 from serve_app.api.wire import JobList, JobStatus, Status, status_of
 from serve_app.service import Service
 
@@ -17,9 +18,11 @@ MAX_PAGE = 500
 def router(service: Service) -> APIRouter:
     """Return the routes, working on `service`."""
     routes = APIRouter(tags=["jobs"])
+    may_read = Depends(calling(service.keys, Scope.READ))
 
-    @routes.get("/jobs", responses=documented(422, 503))
+    @routes.get("/jobs", responses=documented(401, 403, 422, 503))
     async def jobs(
+        caller: Annotated[Caller, may_read],
         status: Annotated[list[Status] | None, Query(description="Only jobs in these states.")] = None,
         limit: Annotated[int, Query(ge=1, le=MAX_PAGE)] = 100,
         cursor: Annotated[int | None, Query(ge=1, le=2**62, description="`next_cursor` of the page before.")] = None,
@@ -27,15 +30,21 @@ def router(service: Service) -> APIRouter:
             str | None, Query(max_length=64, description="inference or edit; anything else: both.")
         ] = None,
     ) -> JobList:
-        """List jobs, newest first. With `status`, a page may hold fewer than `limit` jobs and yet not be the last."""
+        """List the caller's jobs, an admin's list those of all clients, newest first.
+
+        With `status`, a page may hold fewer than `limit` jobs and yet not be the last.
+        """
         if job_type == "edit":
             return JobList(edit_jobs=[])
-        page = await service.client.jobs(PUBLIC_OWNER, _recorded(status), cursor, limit)
+        page = await service.client.jobs(caller.listed, _recorded(status), cursor, limit)
         now = time.time()
         shown = [
             status_of(view, now=now, position=service.mirror.position(view), service_url=service.settings.service_url)
             for view in page.views
         ]
+        if caller.client.is_admin:
+            for job, view in zip(shown, page.views, strict=True):
+                job.owner = view.owner
         if status:
             shown = [job for job in shown if job.status in status]
         edit_jobs: list[JobStatus] | None = None if job_type == "inference" else []

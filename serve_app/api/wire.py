@@ -158,6 +158,7 @@ class JobStatus(Sparse):
 
     id: str
     job_id: str
+    owner: str | None = None
     status: Status
     queued_at: str
     request: RequestEcho

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-LATER = {"D12", "D20", "D23", "D24"}
-"""Authentication, image editing and other formats: not part of Darkroom yet."""
+LATER = {"D20", "D23", "D24"}
+"""Image editing and other formats: not part of Darkroom yet."""
 
 
 def test_every_defect_is_named_by_a_test() -> None:

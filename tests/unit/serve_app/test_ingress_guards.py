@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from serve_app.app import build
-from serve_app.ingress import _refuse_local_data_on_a_cluster
+from serve_app.ingress import _refuse_local_data_on_a_cluster, _refuse_to_serve_strangers
 from serve_app.settings import Settings
 
 
@@ -34,3 +34,11 @@ def test_a_password_in_args_is_refused_and_one_in_the_environment_is_not(monkeyp
     assert "secret" not in str(refused.value)
     monkeypatch.setenv("DARKROOM_STORE_URL", url)
     build(Settings())
+
+
+def test_an_open_address_without_keys_is_refused_unless_it_is_wished(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="keys_file"):
+        _refuse_to_serve_strangers(Settings(), loopback=False)
+    _refuse_to_serve_strangers(Settings(), loopback=True)
+    _refuse_to_serve_strangers(Settings(keys_file=tmp_path / "keys.toml"), loopback=False)
+    _refuse_to_serve_strangers(Settings(allow_unauthenticated=True), loopback=False)

@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 from faulty_service import FaultyService, Flaw
 from kit_sessions import session_with
@@ -72,8 +73,15 @@ async def test_a_service_that_cannot_cancel_is_not_asked_to(tmp_path: Path) -> N
     assert "no way to cancel" in report.note
 
 
+class _TellsOnlyTheEnd(FaultyService):
+    """A service whose answers to polls wait for the job's end, so that nothing can be submitted before it."""
+
+    async def _status(self, job_id: str, wait: float = 20.0) -> dict[str, Any]:
+        return await super()._status(job_id, wait)
+
+
 async def test_a_long_job_that_is_over_too_soon_is_noted(tmp_path: Path) -> None:
-    async with session_with(FaultyService(), tmp_path) as session:
+    async with session_with(_TellsOnlyTheEnd(), tmp_path) as session:
         report = await check_interference(session, 1, steps=1)
 
     assert report.verdict is Verdict.PASSED

@@ -1,0 +1,109 @@
+"""The file of API keys: what it may hold, and what happens when it changes or breaks."""
+
+from pathlib import Path
+
+import pytest
+from typer import Typer
+from typer.testing import CliRunner
+
+from serve_app.access.__main__ import main
+from serve_app.access.clients import Scope
+from serve_app.access.keys import LOOK_EVERY_S, KeyRing, KeysUnusable, hash_of, new_key
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def entry(name: str, *keys: str, scopes: str = '"submit", "read"') -> str:
+    hashes = ", ".join(f'"{hash_of(key)}"' for key in keys)
+    return f'[clients."{name}"]\nscopes = [{scopes}]\nkeys = [{hashes}]\n'
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "keys.toml"
+
+
+def test_each_key_of_a_client_is_the_client_and_no_other_is_anybody(path: Path) -> None:
+    old, new, foreign = new_key(), new_key(), new_key()
+    path.write_text(entry("a", old, new) + entry("b", foreign, scopes='"read"'))
+    ring = KeyRing(path)
+    first, second, third = ring.client_of(old), ring.client_of(new), ring.client_of(foreign)
+    assert first is not None
+    assert first == second
+    assert (first.name, first.may(Scope.SUBMIT), first.may(Scope.ADMIN)) == ("a", True, False)
+    assert third is not None
+    assert (third.name, third.may(Scope.SUBMIT)) == ("b", False)
+    assert [ring.client_of(wrong) for wrong in ("", "a", hash_of(old), old + "x", "\udcff")] == [None] * 5
+
+
+def test_a_key_is_changed_while_the_service_runs(path: Path) -> None:
+    clock, old, new = Clock(), new_key(), new_key()
+    path.write_text(entry("a", old))
+    ring = KeyRing(path, clock)
+    path.write_text(entry("a", old, new))
+    clock.now += LOOK_EVERY_S
+    assert ring.client_of(new) == ring.client_of(old) is not None
+    path.write_text(entry("a", new))
+    clock.now += LOOK_EVERY_S
+    assert ring.client_of(old) is None
+    assert ring.client_of(new) is not None
+
+
+def test_a_file_that_breaks_leaves_the_keys_as_they_were_and_says_so(path: Path) -> None:
+    clock, key = Clock(), new_key()
+    path.write_text(entry("a", key))
+    ring = KeyRing(path, clock)
+    for broken in ("[clients", None):
+        if broken is None:
+            path.unlink()
+        else:
+            path.write_text(broken)
+        clock.now += LOOK_EVERY_S
+        assert ring.client_of(key) is not None
+        assert "stay valid" in str(ring.trouble)
+    path.write_text(entry("b", key))
+    clock.now += LOOK_EVERY_S
+    client = ring.client_of(key)
+    assert client is not None
+    assert (client.name, ring.trouble) == ("b", None)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "cannot be read"),
+        ("[clients", "not valid TOML"),
+        ('[clients.a]\nkeys = ["my-secret-key"]', "clients.a.keys.0"),
+        ('[clients.a]\nkeys = []\nscopes = ["everything"]', "clients.a.scopes"),
+        ('[clients."../a"]\nkeys = []', "clients"),
+        ("[client.a]\nkeys = []", "client"),
+        (entry("a", "k") + entry("b", "k"), "a and b have the same API key"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_with_a_sentence_and_without_a_secret(
+    path: Path, content: str | None, said: str
+) -> None:
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(KeysUnusable) as refused:
+        KeyRing(path)
+    assert said in str(refused.value)
+    assert "my-secret-key" not in str(refused.value)
+
+
+def test_the_command_prints_a_key_and_an_entry_that_lets_it_in(path: Path) -> None:
+    cli = Typer()
+    cli.command()(main)
+    result = CliRunner().invoke(cli, ["studio", "--scope", "read"])
+    key = next(line.strip() for line in result.stdout.splitlines() if line.strip().startswith("dk_"))
+    path.write_text(result.stdout[result.stdout.index("[clients") :])
+    client = KeyRing(path).client_of(key)
+    assert client is not None
+    assert (client.name, client.scopes) == ("studio", {Scope.READ})
+    assert CliRunner().invoke(cli, ["../studio"]).exit_code == 2
