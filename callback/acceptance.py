@@ -1,5 +1,7 @@
 """The beginning of a job: a submission becomes a row, or turns out to be one that came before."""
 
+from collections import Counter
+
 import sqlalchemy as sa
 
 from callback import job_rows
@@ -34,7 +36,7 @@ class Acceptance:
         self._board = board
         self._clock = clock
         self._metrics = metrics
-        self._being_submitted = 0
+        self._being_submitted: Counter[str] = Counter()
         self.last_seq = 0
 
     async def submit(self, job: NewJob) -> JobView:
@@ -42,17 +44,17 @@ class Acceptance:
 
         Raises `QueueFull`, `JobIdInUse`, `IdempotencyKeyReused`.
         """
-        full = len(self._board) + self._being_submitted >= self._config.max_open_jobs
+        full = self._full_for(job.owner)
         self.last_seq += 1
         seq, now = self.last_seq, self._clock.now()
 
         def work(tx: sa.Connection) -> tuple[JobView, bool]:
-            if not full and not _is_alias(tx, job) and job_rows.insert(self._insert, tx, job, seq, now):
+            if full is None and not _is_alias(tx, job) and job_rows.insert(self._insert, tx, job, seq, now):
                 return _fresh_view(job, seq, now), True
             if (earlier := _earlier_submission(tx, job)) is not None:
                 return earlier, False
-            if full:
-                raise QueueFull(f"{self._config.max_open_jobs} jobs are open, as many as this service takes.")
+            if full is not None:
+                raise QueueFull(full)
             _free_the_id(tx, job, now)
             if not job_rows.insert(self._insert, tx, job, seq, now):
                 raise RuntimeError(f"Queue number {seq} is taken.")
@@ -68,12 +70,23 @@ class Acceptance:
             # Of an open job memory knows more than its row.
             return entry.view if entry is not None else view
 
-        self._being_submitted += 1
+        self._being_submitted[job.owner] += 1
         try:
             accepted: JobView = await self._run(work, show)
         finally:
-            self._being_submitted -= 1
+            self._being_submitted[job.owner] -= 1
+            if not self._being_submitted[job.owner]:
+                del self._being_submitted[job.owner]
         return accepted
+
+    def _full_for(self, owner: str) -> str | None:
+        """Return why no more jobs of the owner are taken now, as a sentence; None if they are."""
+        if len(self._board) + self._being_submitted.total() >= self._config.max_open_jobs:
+            return f"{self._config.max_open_jobs} jobs are open, as many as this service takes."
+        limit = self._config.max_open_jobs_per_client
+        if limit is not None and self._board.open_of(owner) + self._being_submitted[owner] >= limit:
+            return f"You have {limit} open jobs, as many as this service takes of one client."
+        return None
 
 
 def _fresh_view(job: NewJob, seq: int, now: float) -> JobView:

@@ -1,14 +1,13 @@
-"""The open jobs in memory, in the order in which they will be claimed, and the change stream that readers follow."""
+"""The open jobs in memory, and the change stream that readers follow."""
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sortedcontainers import SortedDict
-
+from callback.fair_queue import FairQueue
 from callback.finals import RecentFinals
 from callback.records import Changes, Cursor, JobView
 from callback.states import FINAL, OPEN, JobState
@@ -45,7 +44,8 @@ class Board:
         self.finals = RecentFinals()
         self._entries: dict[str, Entry] = {}
         self._keys_by_id: dict[tuple[str, str], str] = {}
-        self._queues: dict[str, SortedDict[int, str]] = {}
+        self._queues: dict[str, FairQueue] = {}
+        self._open_by_owner: Counter[str] = Counter()
         self._changes: deque[tuple[int, JobView]] = deque(maxlen=CHANGES_KEPT)
         self._cursor = Cursor(epoch, 0)
         self._changed = asyncio.Event()
@@ -77,6 +77,7 @@ class Board:
         self._entries.clear()
         self._keys_by_id.clear()
         self._queues.clear()
+        self._open_by_owner.clear()
         self._changes.clear()
         self.finals.clear()
         # A gap in the numbering makes every reader's cursor too old, so that each gets the whole.
@@ -88,23 +89,28 @@ class Board:
     def put(self, entry: Entry) -> None:
         """Add or update an open job and tell the readers."""
         view = entry.view
+        if view.key not in self._entries:
+            self._open_by_owner[view.owner] += 1
         self._entries[view.key] = entry
         self._keys_by_id[view.owner, view.job_id] = view.key
         self.finals.free(view.owner, view.job_id)
         queue = self._queues.get(view.model)
         if queue is None:
-            queue = self._queues[view.model] = SortedDict()
+            queue = self._queues[view.model] = FairQueue()
         if view.state is JobState.QUEUED:
-            queue[view.seq] = view.key
+            queue.put(view.owner, view.seq, view.key)
         else:
-            queue.pop(view.seq, None)
+            queue.discard(view.owner, view.seq)
         self.publish(view)
 
     def drop(self, view: JobView) -> None:
         """Remove a job that has reached a final state and tell the readers."""
         if self._entries.pop(view.key, None) is not None:
             self._keys_by_id.pop((view.owner, view.job_id), None)
-            self._queues[view.model].pop(view.seq, None)
+            self._queues[view.model].discard(view.owner, view.seq)
+            self._open_by_owner[view.owner] -= 1
+            if not self._open_by_owner[view.owner]:
+                del self._open_by_owner[view.owner]
             self.finals.add(view)
         self.publish(view)
 
@@ -117,26 +123,29 @@ class Board:
         return entry
 
     def take_queued(self, model: str, limit: int) -> list[JobView]:
-        """Remove the first `limit` jobs of the model from the queue; `requeue` brings them back in their old place."""
+        """Remove the next `limit` jobs of the model from the queue; `requeue` brings them back in their old place."""
         queue = self._queues.get(model)
-        if not queue:
-            return []
-        return [self._entries[queue.popitem(0)[1]].view for _ in range(min(limit, len(queue)))]
+        return [self._entries[key].view for key in queue.take(limit)] if queue is not None else []
 
     def requeue(self, key: str) -> None:
         """Put a job that was taken back into its place, if it still waits."""
         entry = self._entries.get(key)
         if entry is not None and entry.view.state is JobState.QUEUED:
-            self._queues[entry.view.model][entry.view.seq] = key
+            self._queues[entry.view.model].put(entry.view.owner, entry.view.seq, key)
 
     def queued(self) -> dict[str, int]:
         """Return the number of queued jobs by model."""
         return {model: len(queue) for model, queue in self._queues.items()}
 
     def head(self, model: str) -> Entry | None:
-        """Return the model's queued job that comes next."""
+        """Return the model's queued job that was accepted first."""
         queue = self._queues.get(model)
-        return self._entries[queue.peekitem(0)[1]] if queue else None
+        key = queue.oldest() if queue is not None else None
+        return self._entries[key] if key is not None else None
+
+    def open_of(self, owner: str) -> int:
+        """Return how many open jobs the owner has."""
+        return self._open_by_owner[owner]
 
     # ---- the change stream --------------------------------------------------------------------------------------
 

@@ -54,7 +54,7 @@ class Mirror:
         self._on_reset = on_reset
         self._open: dict[str, JobView] = {}
         self._keys: dict[tuple[str, str], str] = {}
-        self._waiting: dict[str, SortedDict[int, str]] = defaultdict(SortedDict)
+        self._waiting: dict[str, dict[str, SortedDict[int, str]]] = defaultdict(dict)
         self._processing: dict[str, set[str]] = defaultdict(set)
         self._watches: defaultdict[str, set[_Watch]] = defaultdict(set)
         self._cursor = Cursor()
@@ -100,15 +100,20 @@ class Mirror:
             self._processing[view.model].add(view.key)
         else:
             self._processing[view.model].discard(view.key)
-        waiting = self._waiting[view.model]
-        if view.state is JobState.QUEUED or (view.state is JobState.PROCESSING and view.started_at is None):
-            waiting[view.seq] = view.key
-        else:
-            waiting.pop(view.seq, None)
+        self._line_up(view)
         for watch in self._watches.get(view.key, ()):
             watch.view = view
             watch.changed.set()
         self._on_change(view)
+
+    def _line_up(self, view: JobView) -> None:
+        owners = self._waiting[view.model]
+        if view.state is JobState.QUEUED or (view.state is JobState.PROCESSING and view.started_at is None):
+            owners.setdefault(view.owner, SortedDict())[view.seq] = view.key
+        elif view.owner in owners:
+            owners[view.owner].pop(view.seq, None)
+            if not owners[view.owner]:
+                del owners[view.owner]
 
     def _name(self, identity: tuple[str, str], view: JobView) -> None:
         # What an earlier job of the id was is told late sometimes.
@@ -171,11 +176,22 @@ class Mirror:
             watch.view = found
 
     def position(self, view: JobView) -> int | None:
-        """Return the job's place among those of its model that wait for a device, from 1; None once it is rendered."""
+        """Return the job's place among those of its model that wait for a device, from 1; None once it is rendered.
+
+        Owners take turns (`callback.fair_queue`): of another owner's jobs as many come before it as of its own, and
+        perhaps one more. Whose turn comes first only the tracker knows; taken is whose job was accepted first.
+        """
         if view.state in FINAL or view.started_at is not None:
             return None
-        ahead: int = self._waiting[view.model].bisect_left(view.seq)
-        return ahead + 1
+        owners = self._waiting[view.model]
+        own = owners.get(view.owner)
+        ahead: int = own.bisect_left(view.seq) if own is not None else 0
+        place = ahead + 1
+        for owner, theirs in owners.items():
+            if owner != view.owner:
+                place += min(len(theirs), ahead)
+                place += len(theirs) > ahead and theirs.peekitem(ahead)[0] < view.seq
+        return place
 
     def processing(self, model: str) -> int:
         """Return how many jobs of the model are claimed, by all ingress replicas together."""
@@ -188,4 +204,6 @@ class Mirror:
 
     def has_queued(self, model: str) -> bool:
         """Tell whether jobs of the model can be claimed."""
-        return any(self._open[key].state is JobState.QUEUED for key in self._waiting[model].values())
+        return any(
+            self._open[key].state is JobState.QUEUED for line in self._waiting[model].values() for key in line.values()
+        )

@@ -113,6 +113,9 @@ class Settings(BaseSettings):
         validation_alias=_old("max_open_jobs", "INFERENCE_QUEUE_MAXSIZE"),
         description="Open jobs beyond which submits get 429.",
     )
+    max_open_jobs_per_client: int | None = Field(
+        default=None, ge=1, description="Open jobs of one client (see keys_file) beyond which its submits get 429."
+    )
     shed_expired: bool = Field(default=False, description="Fail jobs whose expiry passed before rendering, unrendered.")
 
     # ---- callbacks
@@ -235,6 +238,7 @@ class Settings(BaseSettings):
             store_url=self.resolved_store_url(),
             lease_s=self.lease_s,
             max_open_jobs=self.max_open_jobs,
+            max_open_jobs_per_client=self.max_open_jobs_per_client,
             max_attempts=self.max_attempts,
             queue_timeout_s=self.queue_timeout_s,
             shed_expired=self.shed_expired,

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from itertools import count
@@ -256,9 +257,10 @@ class Desk:
             row = stored[key]
             assert _durable(entry.view) == _durable(row.view)
             assert (entry.holder, entry.claim_id, entry.waiting_since) == (row.holder, row.claim_id, row.waiting_since)
-        queued = sorted(view.seq for view in (e.view for e in held.values()) if view.state is JobState.QUEUED)
-        waiting = sorted(seq for queue in self.tracker._board._queues.values() for seq in queue)
-        assert queued == waiting
+        views = [entry.view for entry in held.values()]
+        queued = sorted(view.key for view in views if view.state is JobState.QUEUED)
+        assert queued == sorted(key for queue in self.tracker._board._queues.values() for key in queue)
+        assert self.tracker._board._open_by_owner == Counter(view.owner for view in views)
         return True
 
 

@@ -141,3 +141,13 @@ async def test_jobs_that_are_being_rendered_are_counted_by_model(mirror: Mirror,
     assert (mirror.processing("m"), mirror.processing("another")) == (2, 0)
     await tell(mirror, tracker, replace(one, state=JobState.COMPLETED), replace(other, state=JobState.QUEUED))
     assert mirror.processing("m") == 0
+
+
+async def test_positions_count_that_owners_take_turns(mirror: Mirror, tracker: FakeTracker) -> None:
+    views = [view(f"a{n}", f"a{n}", seq=n, owner="a") for n in range(1, 6)]
+    views += [view(f"b{n}", f"b{n}", seq=n, owner="b") for n in range(6, 9)]
+    await tell(mirror, tracker, *views)
+    assert [mirror.position(one) for one in views] == [1, 3, 5, 7, 8, 2, 4, 6]
+    await tell(mirror, tracker, view("a1", "a1", seq=1, owner="a", state=JobState.PROCESSING, started_at=1.0))
+    assert mirror.position(views[5]) == 2
+    assert mirror.has_queued("m")
