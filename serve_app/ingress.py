@@ -67,7 +67,12 @@ def _shutdown_budget_s() -> float:
 
 def _bound_to_loopback() -> bool:
     """Tell whether Serve's HTTP proxies listen on loopback only."""
-    host = _get_global_client().http_config.host or "127.0.0.1"
+    host = _get_global_client().http_config.host
+    return host is None or is_loopback(host)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether nobody from outside reaches this host. An empty one is every address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

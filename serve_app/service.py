@@ -161,6 +161,8 @@ class Service:
         """Connect to the tracker (creating it, or taking over from an older one) and begin to dispatch."""
         await self.client.start()
         self._tasks = [keep_running("mirror", self.mirror.follow), keep_running("replicas", self.replicas.watch)]
+        if self.keys is not None:
+            self._tasks.append(keep_running("keys", self.keys.watch))
         for dispatcher in self._dispatchers.values():
             dispatcher.start()
 

@@ -10,11 +10,10 @@ A key is 256 random bits, so that a plain hash of it cannot be turned back, and 
 timing.
 """
 
+import asyncio
 import hashlib
 import secrets
-import time
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +27,9 @@ LOOK_EVERY_S = 1.0
 KEY_PREFIX = "dk_"
 """Lets people, and scanners for secrets, recognise a key."""
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+_OWN_WORDS = {"clients", "scopes", "keys"}
+"""What may be repeated of a wrong file: any other word in it may be a key that was put into the wrong place."""
 
 _log = get_logger("access")
 
@@ -53,38 +55,49 @@ class _File(BaseModel):
 
 
 class KeyRing:
-    """The keys in a file. It is read again when it has changed; while it cannot be read, the keys before stay valid.
+    """The keys in a file. `look` reads it again when it has changed; while it cannot be used, the keys before count.
 
-    Raises `KeysUnusable` if the file cannot be used at the start.
+    Raises `KeysUnusable` if the file cannot be used at the start. `trouble` is for everybody's eyes: the log says more.
     """
 
-    def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._clock = clock
-        self._looked_at = clock()
         self._version = _version(path)
         self._clients = _read(path)
-        self.trouble: str | None = None
+        self._cause: str | None = None
+
+    @property
+    def trouble(self) -> str | None:
+        """That the file cannot be used now, as a sentence; None if it can."""
+        if self._cause is None:
+            return None
+        return "The file with the API keys cannot be used; the log says why. The keys that were read before stay valid."
 
     def client_of(self, key: str) -> Client | None:
         """Return the client that the key belongs to, if any."""
-        self._look()
         return self._clients.get(hash_of(key))
 
-    def _look(self) -> None:
-        if self._clock() < self._looked_at + LOOK_EVERY_S:
-            return
-        self._looked_at = self._clock()
+    async def watch(self) -> bool:
+        """Look, and pause. There is always more to come."""
+        # A file system that stalls must not stall the ingress.
+        await asyncio.to_thread(self.look)
+        await asyncio.sleep(LOOK_EVERY_S)
+        return True
+
+    def look(self) -> None:
+        """Read the file again if it has changed, or could not be used the last time."""
         version = _version(self._path)
-        if version == self._version:
+        if version == self._version and self._cause is None:
             return
-        self._version = version
         try:
-            self._clients, self.trouble = _read(self._path), None
-            _log.info("API keys read anew", extra={"keys": len(self._clients)})
+            self._clients = _read(self._path)
         except KeysUnusable as error:
-            self.trouble = f"{error} The keys that were read before stay valid."
-            _log.error("API keys cannot be read", extra={"cause": str(error)})
+            if str(error) != self._cause:
+                _log.error("API keys cannot be read", extra={"cause": str(error)})
+            self._cause = str(error)
+            return
+        self._version, self._cause = version, None
+        _log.info("API keys read anew", extra={"keys": len(self._clients)})
 
 
 def new_key() -> str:
@@ -97,12 +110,13 @@ def hash_of(key: str) -> str:
     return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
 
 
-def _version(path: Path) -> tuple[int, int, int] | None:
+def _version(path: Path) -> tuple[int, ...] | None:
     try:
         status = path.stat()
     except OSError:
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    # A change of permissions moves the last one alone.
+    return status.st_mtime_ns, status.st_size, status.st_ino, status.st_ctime_ns
 
 
 def _read(path: Path) -> dict[str, Client]:
@@ -115,8 +129,7 @@ def _read(path: Path) -> dict[str, Client]:
         raise KeysUnusable("The file with the API keys is not valid TOML.") from None
     except ValidationError as error:
         first = error.errors()[0]
-        # Where a hash is wrong, its place names the client.
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(part if part in _OWN_WORDS else "*" for part in map(str, first["loc"]))
         raise KeysUnusable(f"The file with the API keys is wrong at {where}: {first['msg']}.") from None
     clients: dict[str, Client] = {}
     for name, entry in found.clients.items():
@@ -124,4 +137,7 @@ def _read(path: Path) -> dict[str, Client]:
             if key_hash in clients:
                 raise KeysUnusable(f"Clients {clients[key_hash].name} and {name} have the same API key.")
             clients[key_hash] = Client(name, entry.scopes)
+    if not clients:
+        # A file that is just being written is empty for a moment.
+        raise KeysUnusable("The file with the API keys has none.")
     return clients

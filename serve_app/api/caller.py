@@ -1,15 +1,20 @@
 """Who calls: the client behind a request, and whose jobs the request is about."""
 
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import Depends, Query
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
+from callback.records import JobView
 from serve_app.access.clients import PUBLIC, Client, Scope
-from serve_app.access.keys import NAME_PATTERN, KeyRing
+from serve_app.access.keys import KeyRing
 from serve_app.api.errors import Refused
+from serve_app.api.wire import JobStatus, status_of
+from serve_app.service import Service
 
 _BEARER = HTTPBearer(auto_error=False, description="An API key.")
 
@@ -32,6 +37,20 @@ class Caller:
         return self.asked_owner if self.client.is_admin else self.owner
 
 
+def show(service: Service, caller: Caller, view: JobView) -> JobStatus:
+    """Show a job as it is now; to an admin with its owner, and with addresses that lead to it."""
+    shown = status_of(
+        view, now=time.time(), position=service.mirror.position(view), service_url=service.settings.service_url
+    )
+    if caller.client.is_admin:
+        shown.owner = view.owner
+        if view.owner != caller.client.name:
+            of = f"?owner={quote(view.owner)}"
+            shown.result_url = shown.result_url and shown.result_url + of
+            shown.image_url = shown.image_url and shown.image_url + of
+    return shown
+
+
 def calling(keys: KeyRing | None, scope: Scope) -> Callable[..., Awaitable[Caller]]:
     """Return the dependency of a route that needs `scope`. Without keys everybody is the same client."""
 
@@ -40,9 +59,7 @@ def calling(keys: KeyRing | None, scope: Scope) -> Callable[..., Awaitable[Calle
 
     async def known(
         credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
-        owner: Annotated[
-            str | None, Query(pattern=NAME_PATTERN, description="Another client, whose jobs are meant; for admins.")
-        ] = None,
+        owner: Annotated[str | None, Query(description="Another client, whose jobs are meant; for admins.")] = None,
     ) -> Caller:
         client = keys.client_of(credentials.credentials) if keys and credentials else None
         if client is None:

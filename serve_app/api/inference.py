@@ -9,10 +9,10 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from callback.errors import JobNotFound
 from callback.records import JobView
 from serve_app.access.clients import Scope
-from serve_app.api.caller import Caller, calling
+from serve_app.api.caller import Caller, calling, show
 from serve_app.api.errors import Refused, documented
 from serve_app.api.pictures import PICTURE_ANSWERS, picture
-from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer, status_of
+from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer
 from serve_app.service import Service
 from serve_app.submission import new_job
 
@@ -35,9 +35,11 @@ def router(service: Service) -> APIRouter:
     ) -> SubmitAnswer:
         """Accept a job. It is durable when this answers."""
         _refuse_if_closed(service)
+        if caller.owner != caller.client.name:
+            raise Refused(403, "forbidden", "A job belongs to the client that submits it: leave `owner` out.")
         job = await new_job(service, caller.client.name, body, idempotency_key)
         view = await service.submit(job)
-        shown = _shown(service, view)
+        shown = show(service, caller, view)
         return SubmitAnswer(
             id=view.job_id,
             job_id=view.job_id,
@@ -60,29 +62,29 @@ def router(service: Service) -> APIRouter:
         view = await _find(service, caller, job_id)
         if wait > 0 and not view.settled(time.time()):
             view = await service.long_poll(view, wait)
-        return _shown(service, view)
+        return show(service, caller, view)
 
     @routes.get("/inference/result/{job_id}", response_class=Response, responses=PICTURE_ANSWERS)
     async def result(caller: Annotated[Caller, may_read], job_id: JobId, request: Request) -> Response:
         """Download the picture."""
         view = await _find(service, caller, job_id)
-        return await picture(service, view, request, status=_shown(service, view).status, attachment=True)
+        return await picture(service, view, request, status=show(service, caller, view).status, attachment=True)
 
     @routes.get("/images/{job_id}.png", response_class=Response, responses=PICTURE_ANSWERS)
     async def image(caller: Annotated[Caller, may_read], job_id: JobId, request: Request) -> Response:
         """Show the picture."""
         view = await _find(service, caller, job_id)
-        return await picture(service, view, request, status=_shown(service, view).status, attachment=False)
+        return await picture(service, view, request, status=show(service, caller, view).status, attachment=False)
 
     @routes.delete("/inference/{job_id}", responses=documented(401, 403, 404, 409, 422, 503))
     async def cancel(caller: Annotated[Caller, may_submit], job_id: JobId) -> JobStatus:
         """Cancel a job: a queued one ends at once, a running one at its next denoising step."""
-        return _shown(service, await service.client.cancel(caller.owner, job_id))
+        return show(service, caller, await service.client.cancel(caller.owner, job_id))
 
     @routes.post("/inference/{job_id}/redeliver", responses=documented(401, 403, 404, 409, 422, 503))
     async def redeliver(caller: Annotated[Caller, may_submit], job_id: JobId) -> JobStatus:
         """Send the callback of a job that has ended again, under the same webhook id."""
-        return _shown(service, await service.client.redeliver(caller.owner, job_id, uuid4().hex))
+        return show(service, caller, await service.client.redeliver(caller.owner, job_id, uuid4().hex))
 
     return routes
 
@@ -92,12 +94,6 @@ async def _find(service: Service, caller: Caller, job_id: str) -> JobView:
     if view is None:
         raise JobNotFound(f"There is no job {job_id!r}. It may have been removed by retention.")
     return view
-
-
-def _shown(service: Service, view: JobView) -> JobStatus:
-    return status_of(
-        view, now=time.time(), position=service.mirror.position(view), service_url=service.settings.service_url
-    )
 
 
 def _refuse_if_closed(service: Service) -> None:

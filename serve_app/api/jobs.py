@@ -1,15 +1,14 @@
 """The list of jobs."""
 
-import time
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 
 from callback.states import JobState
 from serve_app.access.clients import Scope
-from serve_app.api.caller import Caller, calling
+from serve_app.api.caller import Caller, calling, show
 from serve_app.api.errors import documented
-from serve_app.api.wire import JobList, JobStatus, Status, status_of
+from serve_app.api.wire import JobList, JobStatus, Status
 from serve_app.service import Service
 
 MAX_PAGE = 500
@@ -37,14 +36,7 @@ def router(service: Service) -> APIRouter:
         if job_type == "edit":
             return JobList(edit_jobs=[])
         page = await service.client.jobs(caller.listed, _recorded(status), cursor, limit)
-        now = time.time()
-        shown = [
-            status_of(view, now=now, position=service.mirror.position(view), service_url=service.settings.service_url)
-            for view in page.views
-        ]
-        if caller.client.is_admin:
-            for job, view in zip(shown, page.views, strict=True):
-                job.owner = view.owner
+        shown = [show(service, caller, view) for view in page.views]
         if status:
             shown = [job for job in shown if job.status in status]
         edit_jobs: list[JobStatus] | None = None if job_type == "inference" else []

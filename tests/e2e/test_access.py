@@ -1,7 +1,9 @@
 """API keys: nobody without one, everybody alone with their own jobs, and an admin who sees all."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -48,6 +50,11 @@ def ask(guarded: App) -> Iterator[Callable[..., httpx.Response]]:
         yield ask
 
 
+def listed(ask: Callable[..., httpx.Response], client: str) -> list[dict[str, Any]]:
+    jobs: list[dict[str, Any]] = ask(client, "GET", "/jobs").json()["inference_jobs"]
+    return jobs
+
+
 @pytest.mark.defect("D12")
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 @pytest.mark.parametrize("wrong", [None, "dk_wrong", hash_of(KEYS["admin"])])
@@ -61,6 +68,7 @@ def test_nobody_gets_in_without_a_key(
 
 def test_other_schemes_and_bad_bodies_without_a_key_tell_nothing_more(ask: Callable[..., httpx.Response]) -> None:
     assert ask(None, "POST", "/inference", json={"prompt": 7}).status_code == 401
+    assert ask(None, "GET", "/inference/status/.bad?owner=!").status_code == 401
     assert ask(None, "GET", "/jobs", auth=("anna", KEYS["anna"])).status_code == 401
 
 
@@ -70,8 +78,10 @@ def test_a_client_meets_only_its_own_jobs_and_ids(ask: Callable[..., httpx.Respo
         assert ask(name, "GET", "/inference/status/mine?wait=25").json()["status"] == "completed"
     pictures = [ask(name, "GET", "/inference/result/mine").content for name in ("anna", "bert")]
     assert pictures[0] != pictures[1]
-    assert [job["seed"] for job in ask("anna", "GET", "/jobs").json()["inference_jobs"]] == [1]
-    assert "owner" not in ask("anna", "GET", "/jobs").json()["inference_jobs"][0]
+    seeds = {name: [job["seed"] for job in listed(ask, name) if job["job_id"] == "mine"] for name in ("anna", "bert")}
+    assert seeds == {"anna": [1], "bert": [2]}
+    assert listed(ask, "reader") == []
+    assert "owner" not in listed(ask, "anna")[0]
     for method, path in JOB_ROUTES:
         assert ask("reader", method, path).status_code in {403, 404}
         answer = ask("bert", method, path, params={"owner": "anna"})
@@ -90,12 +100,35 @@ def test_an_admin_sees_the_jobs_of_all_and_names_the_client(ask: Callable[..., h
         body = {**TINY, "job_id": f"of-{name}"}
         assert ask(name, "POST", "/inference", json=body).status_code == 200
         assert ask(name, "GET", f"/inference/status/of-{name}?wait=25").json()["status"] == "completed"
-    listed = {job["job_id"]: job["owner"] for job in ask("admin", "GET", "/jobs").json()["inference_jobs"]}
-    assert (listed["of-anna"], listed["of-bert"]) == ("anna", "bert")
+    owners = {job["job_id"]: job["owner"] for job in listed(ask, "admin")}
+    assert (owners["of-anna"], owners["of-bert"]) == ("anna", "bert")
     assert {job["owner"] for job in ask("admin", "GET", "/jobs?owner=bert").json()["inference_jobs"]} == {"bert"}
     assert ask("admin", "GET", "/inference/result/of-anna").status_code == 404
     theirs = ask("admin", "GET", "/inference/result/of-anna?owner=anna")
     assert theirs.content == ask("anna", "GET", "/inference/result/of-anna").content
+    shown = ask("admin", "GET", "/inference/status/of-anna?owner=anna").json()
+    assert ask("admin", "GET", shown["result_url"]).content == theirs.content
+    assert shown["image_url"].endswith("/images/of-anna.png?owner=anna")
+
+
+def test_an_admin_submits_for_nobody_else(ask: Callable[..., httpx.Response]) -> None:
+    answer = ask("admin", "POST", "/inference?owner=anna", json=TINY)
+    assert (answer.status_code, answer.json()["error_code"]) == (403, "forbidden")
+
+
+def test_a_key_that_is_taken_out_of_the_file_stops_to_count(guarded: App, ask: Callable[..., httpx.Response]) -> None:
+    keys_file = guarded.settings.keys_file
+    assert keys_file is not None
+    before = keys_file.read_text()
+    keys_file.write_text(before.replace(hash_of(KEYS["reader"]), hash_of("another")))
+    try:
+        deadline = time.monotonic() + 20
+        while ask("reader", "GET", "/jobs").status_code != 401:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert ask("anna", "GET", "/jobs").status_code == 200
+    finally:
+        keys_file.write_text(before)
 
 
 def test_health_and_the_root_need_no_key_and_the_document_says_how(ask: Callable[..., httpx.Response]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import ray
 
 from serve_app.app import build
-from serve_app.ingress import _refuse_local_data_on_a_cluster, _refuse_to_serve_strangers
+from serve_app.ingress import _refuse_local_data_on_a_cluster, _refuse_to_serve_strangers, is_loopback
 from serve_app.settings import Settings
 
 
@@ -42,3 +42,11 @@ def test_an_open_address_without_keys_is_refused_unless_it_is_wished(tmp_path: P
     _refuse_to_serve_strangers(Settings(), loopback=True)
     _refuse_to_serve_strangers(Settings(keys_file=tmp_path / "keys.toml"), loopback=False)
     _refuse_to_serve_strangers(Settings(allow_unauthenticated=True), loopback=False)
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [("127.0.0.1", True), ("localhost", True), ("::1", True), ("", False), ("0.0.0.0", False), ("gpu-1.lan", False)],  # noqa: S104 - named, not bound
+)
+def test_an_address_is_loopback_only_if_nobody_else_reaches_it(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
