@@ -44,6 +44,13 @@ BLUEPRINT_LINE = 0.011
 """Half width of a blueprint's lines, as a part of the shorter side: 11 pixels at 1024."""
 
 MARGIN = 0.02
+SPREAD_OF_RADIUS = 0.01
+SPREAD_OF_CENTRE = 0.002
+SPREAD_OF_ANGLE = 0.008
+"""How far a thing strays from the size, place and direction that its caption gives it (parts of the radius, of the
+shorter side, and radians): a third of a latent at most. Where captions leave more than that open, a denoiser of this
+size mends an outline from pieces that disagree, and circles get dents."""
+
 DARKEST = 12.0 / 255.0
 MOTTLE_NODES = 9
 """Nodes of the texture per side: blotches of about 100 pixels in a picture of 1024."""
@@ -76,7 +83,7 @@ class Layout:
 
 
 def lay_out(scenes: Sequence[Scene], width: int, height: int, generator: Generator) -> Layout:
-    """Places the things of the scenes in pictures of width x height with the accidents of a painter's hand."""
+    """Places the things of the scenes in pictures of width x height; colour, light and texture are drawn at random."""
     n, short = len(scenes), min(width, height)
     aspect = (width / short, height / short)
 
@@ -94,10 +101,10 @@ def lay_out(scenes: Sequence[Scene], width: int, height: int, generator: Generat
             radius[row, column] = PAIR_RADIUS if scene.relation else RADIUS[thing.size]
             colour[row, column] = torch.tensor(COLOURS[thing.colour])
     sides = torch.tensor(aspect)
-    radius = radius * (1.0 + 0.06 * uniform(n, 2))
-    centre = centre * sides + 0.02 * uniform(n, 2, 2)
+    radius = radius * (1.0 + SPREAD_OF_RADIUS * uniform(n, 2))
     reach = radius.unsqueeze(-1) + MARGIN
-    centre = torch.minimum(torch.maximum(centre, reach), sides - reach)
+    centre = torch.minimum(torch.maximum(centre * sides, reach), sides - reach)
+    centre = centre + SPREAD_OF_CENTRE * uniform(n, 2, 2)
     background = torch.tensor([COLOURS[scene.background] for scene in scenes])
     return Layout(
         aspect=aspect,
@@ -105,7 +112,7 @@ def lay_out(scenes: Sequence[Scene], width: int, height: int, generator: Generat
         fill=fill,
         centre=centre,
         radius=radius,
-        angle=0.1 * uniform(n, 2),
+        angle=SPREAD_OF_ANGLE * uniform(n, 2),
         colour=(colour + 0.02 * uniform(n, 2, 3)).clamp(0.0, 1.0),
         background=(background + 0.02 * uniform(n, 3)).clamp(0.0, 1.0),
         light=uniform(n, 2),

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from deployments.embedded import drawing
+from deployments.embedded.architecture import REDUCTION
 from deployments.embedded.checkpoints import randomness
 from deployments.embedded.drawing import Style
 from deployments.embedded.evaluate_adapter import saturation
@@ -91,3 +92,13 @@ def test_the_adapters_looks_are_measured_on_what_they_should_draw() -> None:
     assert max(saturation(picture) for picture in grey) < 0.01
     assert min(saturation(picture) for picture in painted) > 0.08
     assert all(look(picture).background == "blue" for picture in blue)
+
+
+def test_a_caption_fixes_where_a_things_outline_runs_to_a_fraction_of_a_latent() -> None:
+    """A denoiser that may choose the place settles each part of an outline for itself, and circles get dents."""
+    scene = [Scene("blue", (Thing("circle", "red", size="large"),), position="left")] * 200
+    _, generator = randomness(5)
+    layout = drawing.lay_out(scene, 1024, 1024, generator)
+    latent = REDUCTION / 1024
+    for edge in (layout.centre[:, 0, 0] + layout.radius[:, 0], layout.centre[:, 0, 1] - layout.radius[:, 0]):
+        assert 0.0 < float(edge.max() - edge.min()) < 0.7 * latent
