@@ -1,6 +1,7 @@
 """`make demo`: one prompt becomes a picture that arrives by callback, polling and download, and all three agree."""
 
 import hashlib
+import os
 import secrets
 import time
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from launcher.local import Address, LaunchError, LocalDarkroom
 from stress.callback_server import CallbackServer
 from stress.client import DarkroomClient
-from stress.errors import KitError
+from stress.errors import KitError, UnauthorizedError
 from stress.image_validator import ImageValidator
 from stress.wire import JobStatus
 
@@ -22,6 +23,8 @@ SIZE_PX = 1024
 STEPS = 20
 JOB_TIMEOUT_S = 330.0
 CALLBACK_TIMEOUT_S = 60.0
+API_KEY = "DARKROOM_API_KEY"
+"""Environment variable with an API key, for a service that asks for one."""
 _POLL_S = 0.2
 
 
@@ -84,7 +87,7 @@ def _with_own(darkroom: LocalDarkroom, home: Path, picture: Path, progress: Prog
 def _render(url: str, picture: Path, progress: Progress) -> str:
     secret = secrets.token_hex(16)
     try:
-        with CallbackServer(secret=secret) as receiver, DarkroomClient(url) as client:
+        with CallbackServer(secret=secret) as receiver, DarkroomClient(url, headers=_credentials()) as client:
             began = time.monotonic()
             answer = client.submit(
                 prompt=PROMPT,
@@ -99,6 +102,8 @@ def _render(url: str, picture: Path, progress: Progress) -> str:
             seconds = time.monotonic() - began
             callback = receiver.wait_for(answer.job_id, timeout_s=CALLBACK_TIMEOUT_S)[0]
             downloaded = client.result(answer.job_id)
+    except UnauthorizedError as error:
+        raise LaunchError(f"The service asks for an API key: put one into {API_KEY}. ({error})") from error
     except KitError as error:
         raise LaunchError(f"The service did not do what it promises: {error}") from error
     digests = {
@@ -118,6 +123,11 @@ def _render(url: str, picture: Path, progress: Progress) -> str:
         f"three times the same {len(downloaded):,} bytes (SHA-256 {status.sha256[:12] if status.sha256 else ''}...).\n"
         f"Look at it: [bold]{picture}[/bold]"
     )
+
+
+def _credentials() -> dict[str, str] | None:
+    key = os.environ.get(API_KEY)
+    return {"Authorization": f"Bearer {key}"} if key else None
 
 
 def _check_models(client: DarkroomClient) -> None:
