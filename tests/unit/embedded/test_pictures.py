@@ -96,7 +96,7 @@ def test_the_adapters_looks_are_measured_on_what_they_should_draw() -> None:
 
 def test_a_caption_fixes_where_a_things_outline_runs_to_a_fraction_of_a_latent() -> None:
     """A denoiser that may choose the place settles each part of an outline for itself, and circles get dents."""
-    scene = [Scene("blue", (Thing("circle", "red", size="large"),), position="left")] * 200
+    scene = [Scene("blue", (Thing("circle", "red"),), position="left")] * 200
     _, generator = randomness(5)
     layout = drawing.lay_out(scene, 1024, 1024, generator)
     latent = REDUCTION / 1024
