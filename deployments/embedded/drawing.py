@@ -48,8 +48,8 @@ SPREAD_OF_RADIUS = 0.01
 SPREAD_OF_CENTRE = 0.002
 SPREAD_OF_ANGLE = 0.008
 """How far a thing strays from the size, place and direction that its caption gives it (parts of the radius, of the
-shorter side, and radians): a third of a latent, two thirds for large things at the rim. Where captions leave more open, a
-denoiser of this size mends an outline from pieces that disagree, and circles get dents."""
+shorter side, and radians): a third of a latent, two thirds for large things at the rim. Where captions leave more
+open, a denoiser of this size mends an outline from pieces that disagree, and circles get dents."""
 
 DARKEST = 12.0 / 255.0
 MOTTLE_NODES = 9
