@@ -43,9 +43,9 @@ def guarded(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory
 def ask(guarded: App) -> Iterator[Callable[..., httpx.Response]]:
     with httpx.Client(base_url=guarded.url, timeout=30, trust_env=False) as http:
 
-        def ask(client: str | None, method: str, path: str, **options: object) -> httpx.Response:
+        def ask(client: str | None, method: str, path: str, **options: Any) -> httpx.Response:
             headers = {"Authorization": f"Bearer {KEYS.get(client, client)}"} if client else {}
-            return http.request(method, path, headers=headers, **options)  # type: ignore[arg-type]
+            return http.request(method, path, headers=headers, **options)
 
         yield ask
 
@@ -124,7 +124,7 @@ def test_a_key_that_is_taken_out_of_the_file_stops_to_count(guarded: App, ask: C
     deadline = time.monotonic() + 20
     while ask("leaver", "GET", "/jobs").status_code != 401:
         assert time.monotonic() < deadline
-        time.sleep(0.1)
+        time.sleep(0.1)  # The service looks at the file once a second, and tells nobody when it has.
     assert ask("anna", "GET", "/jobs").status_code == 200
 
 
