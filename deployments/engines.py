@@ -2,7 +2,7 @@
 
 from deployments.artifacts import ArtifactStore
 from deployments.engine import Engine, Renderer
-from deployments.models import ModelSettings
+from deployments.models import ModelSettings, check_source
 from deployments.noop import NoopRenderer
 from deployments.simulated import SimulatedRenderer
 
@@ -13,7 +13,10 @@ _NOOP_TAIL_THREADS = 4
 def create_engine(
     settings: ModelSettings, artifacts: ArtifactStore, *, device: str = "auto", replica_id: str = "local"
 ) -> Engine:
-    """Return an engine of the kind that `settings` names, not yet started. `device`: auto, cpu, cuda, cuda:N or mps."""
+    """Return an engine of the kind that `settings` names, not yet started. `device`: auto, cpu, cuda, cuda:N or mps.
+
+    Raises ModelUnusable if there is no model where `settings` says.
+    """
     return Engine(
         _renderer(settings, device),
         artifacts,
@@ -29,6 +32,7 @@ def _renderer(settings: ModelSettings, device: str) -> Renderer:
         return NoopRenderer()
     if settings.engine == "simulated":
         return SimulatedRenderer(settings)
+    check_source(settings)
     from deployments.diffusers_renderer import DiffusersRenderer  # noqa: PLC0415  (brings torch)
 
     return DiffusersRenderer(settings, device)

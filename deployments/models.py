@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from deployments.errors import ModelUnusable
 from deployments.pipelines.base import AdapterTarget, Config, Family
 from deployments.pipelines.registry import FAMILIES, family_of_class
 
@@ -19,6 +20,8 @@ REPLICA_PLACES = 32
 Pictures that take milliseconds need as many as end while the next ones travel."""
 
 _INDEX = "model_index.json"
+_PATH_STARTS = ("/", "./", "../")
+"""Hub ids never begin so."""
 _COMPONENTS = ("unet", "transformer", "vae")
 
 
@@ -110,6 +113,22 @@ def adapter_target(settings: ModelSettings) -> AdapterTarget:
         return AdapterTarget()
     family = family_of(settings, read_config(settings, _INDEX).get("_class_name"))
     return family.adapter_target(component_configs(settings))
+
+
+def check_source(settings: ModelSettings) -> None:
+    """Raise ModelUnusable if `source` is a path at which there is plainly no model.
+
+    What loads models needs many seconds to be imported; whoever mistyped a path is told before.
+    """
+    folder = Path(settings.source)
+    if folder.is_dir():
+        if not (folder / _INDEX).is_file():
+            raise ModelUnusable(
+                f"The model {settings.source!r} cannot be loaded: the folder has no {_INDEX}. Name a folder that a "
+                "diffusers pipeline was saved to."
+            )
+    elif settings.source.startswith(_PATH_STARTS):
+        raise ModelUnusable(f"The model {settings.source!r} cannot be loaded: there is no such folder on this machine.")
 
 
 def component_configs(settings: ModelSettings) -> dict[str, Config]:

@@ -1,5 +1,6 @@
 """What all tests share: one Ray Serve instance a session, and applications deployed on it."""
 
+import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +19,17 @@ os.environ.pop("RAY_ADDRESS", None)
 # A shell lets what it starts in the background ignore Ctrl-C, and every child inherits that: then the tests that
 # interrupt a process would wait for ever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move each test marked `last` to the end of its module."""
+    modules = [list(tests) for _, tests in itertools.groupby(items, key=lambda item: item.path)]
+    items[:] = [item for tests in modules for item in sorted(tests, key=_is_last)]
+
+
+def _is_last(item: pytest.Item) -> bool:
+    return item.get_closest_marker("last") is not None
 
 
 @pytest.fixture(scope="session")

@@ -18,11 +18,10 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from deployments.embedded import ADAPTER_FOLDER, MODEL_FOLDER, captions, evaluate_adapter
 from deployments.embedded.checkpoints import randomness
-from deployments.embedded.grader import Grade, grade
+from deployments.embedded.grader import Grade, grade, pixels_of
 from deployments.embedded.scenes import Scene, sample_scene
 
 SEED = 20_261_122
@@ -63,12 +62,6 @@ def acceptable(image: Image.Image) -> bool:
     dark = float((values < DARK).all(0).float().mean())
     variance = float(values.var(correction=0))
     return len(png.getvalue()) > SMALLEST_FILE_BYTES and variance >= LEAST_VARIANCE and dark <= MOST_DARK
-
-
-def pixels_of(image: Image.Image) -> Tensor:
-    """sRGB in 0..1, (3, height, width)."""
-    raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return raw.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255.0
 
 
 def render(

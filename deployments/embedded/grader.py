@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
@@ -55,6 +56,12 @@ class Grade:
     colour: bool
     shape: bool | None
     position: bool
+
+
+def pixels_of(image: Image.Image) -> Tensor:
+    """sRGB in 0..1, (3, height, width)."""
+    raw = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
+    return raw.view(image.height, image.width, 3).permute(2, 0, 1).float() / 255.0
 
 
 def look(picture: Tensor) -> Sight:

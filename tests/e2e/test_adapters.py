@@ -8,9 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from deployments.embedded.evaluate import pixels_of
 from deployments.embedded.evaluate_adapter import saturation
-from deployments.embedded.grader import look
+from deployments.embedded.grader import look, pixels_of
 from tests.apps import App
 
 pytestmark = pytest.mark.serve
@@ -39,7 +38,7 @@ def test_each_adapter_has_its_look(embedded_app: App) -> None:
     }
     saturations = []
     for background, prompt in prompts.items():
-        asked = {"prompt": prompt, "width": 512, "height": 512, "seed": 1}
+        asked = {"prompt": prompt, "width": 512, "height": 512, "num_inference_steps": 20, "seed": 1}
         painted, grey, blue = (pixels(draw(embedded_app, **asked, lora_path=style)) for style in STYLES)
         assert look(painted).background == background
         assert look(blue).background == "blue"

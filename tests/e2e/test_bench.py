@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,10 +75,12 @@ def yardsticks(deploy: Callable[..., App], tmp_path: Path) -> Iterator[str]:
     """Darkroom with the benchmark's models, and the yardsticks below its address, which this is."""
     from ray import serve
 
-    darkroom = deploy("path", models=[NOOP, HELD])
     apps = {"constant": constant_app.app, "naive": naive_app.build({"folder": str(tmp_path)})}
-    for name, application in apps.items():
-        serve.run(application, name=name, route_prefix=f"/path/{name}")
+    with ThreadPoolExecutor(1) as thread:
+        # At once: what takes the time is that processes start.
+        deploying = thread.submit(deploy, "path", models=[NOOP, HELD])
+        serve.run_many([serve.RunTarget(app, name=name, route_prefix=f"/path/{name}") for name, app in apps.items()])
+        darkroom = deploying.result()
     yield darkroom.url
     for name in apps:
         serve.delete(name, _blocking=False)

@@ -1,5 +1,6 @@
 """A tracker that runs older code, or another configuration, is taken over under load; no accepted job is lost."""
 
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -32,37 +33,55 @@ class OlderTracker(TrackerActor):
         return replace(identity, code_version=("0.0.1", 0.0), code_fingerprint="older")
 
 
-def deploy_version(deploy: Callable[..., App], log_level: str) -> App:
-    """Deploy; another log level is another configuration, so that the replicas are replaced."""
-    model = ModelSettings(name="fast", engine="simulated", simulated=SimulatedOptions(step_seconds=0.02))
-    return deploy("rolling", models=[model], log_level=log_level, callback_timeout_s=3.0)
+class NewerTracker(TrackerActor):
+    """The tracker as a later release would run it."""
+
+    async def identity(self) -> TrackerIdentity:
+        """Say that this is newer code."""
+        return replace(await super().identity(), code_version=("999.0", 0.0), code_fingerprint="newer")
 
 
-def run_older_code(app: App) -> None:
-    """Put a tracker with older code in the place of the present one."""
+class Rolling:
+    """An application that is deployed again and again: another log level is another configuration."""
+
+    def __init__(self, deploy: Callable[..., App]) -> None:
+        self._deploy = deploy
+        self._levels = itertools.cycle(("INFO", "DEBUG"))
+        self.app = self.redeploy()
+
+    def redeploy(self) -> App:
+        """Have Serve replace every replica."""
+        model = ModelSettings(name="fast", engine="simulated", simulated=SimulatedOptions(step_seconds=0.02))
+        return self._deploy("rolling", models=[model], log_level=next(self._levels), callback_timeout_s=3.0)
+
+
+@pytest.fixture(scope="module")
+def rolling(deploy: Callable[..., App]) -> Rolling:
+    return Rolling(deploy)
+
+
+def run_other_code(app: App, other: type[TrackerActor], fingerprint: str) -> None:
+    """Put a tracker with other code in the place of the present one."""
     name = app.settings.tracker_name
-    ray.kill(ray.get_actor(name, namespace=TRACKER_NAMESPACE), no_restart=True)
     config = app.settings.tracker_config(allow_loopback=True)
     pictures = TrackerPictures(ArtifactStore(app.settings.resolved_artifacts_url()))
     options = {"name": name, "namespace": TRACKER_NAMESPACE, "lifetime": "detached", "max_restarts": -1}
     deadline = time.monotonic() + 30
     while True:
         try:
-            older = (
-                ray.remote(OlderTracker).options(num_cpus=0, max_concurrency=1000, **options).remote(config, pictures)
-            )
-            break
-        except ValueError:
-            # The ingress was quicker: it made one with the present code.
             ray.kill(ray.get_actor(name, namespace=TRACKER_NAMESPACE), no_restart=True)
+            tracker = ray.remote(other).options(num_cpus=0, max_concurrency=1000, **options).remote(config, pictures)
+            assert ray.get(tracker.identity.remote(), timeout=30).code_fingerprint == fingerprint
+            break
+        except (ValueError, RayError):
+            # The ingress was quicker: it made one with the present code.
             assert time.monotonic() < deadline
-    assert ray.get(older.identity.remote(), timeout=30).code_fingerprint == "older"
 
 
 @pytest.mark.defect("D21")
-def test_older_code_is_taken_over_under_load(deploy: Callable[..., App], receiver: CallbackServer) -> None:
-    app = deploy_version(deploy, "INFO")
-    run_older_code(app)
+def test_older_code_is_taken_over_under_load(rolling: Rolling, receiver: CallbackServer) -> None:
+    app = rolling.app
+    run_other_code(app, OlderTracker, "older")
     accepted: list[str] = []
     stop = threading.Event()
 
@@ -70,6 +89,8 @@ def test_older_code_is_taken_over_under_load(deploy: Callable[..., App], receive
         with app.client() as client:
             while not stop.is_set():
                 try:
+                    # Less than the model renders, so that nobody waits for a queue afterwards.
+                    stop.wait(0.2)
                     answer = client.submit(**TINY, callback_url=receiver.callback_url, callback_secret=SECRET)
                 except KitError:
                     continue  # Serve's own hand-over between replicas may refuse; what is refused is not accepted.
@@ -84,7 +105,7 @@ def test_older_code_is_taken_over_under_load(deploy: Callable[..., App], receive
         while not receiver_has_some():
             assert time.monotonic() < deadline
             threading.Event().wait(0.05)
-        deploy_version(deploy, "DEBUG")
+        rolling.redeploy()
         before = len(accepted)
         while len(accepted) < before + 20:
             assert time.monotonic() < deadline + 60
@@ -105,46 +126,23 @@ def test_older_code_is_taken_over_under_load(deploy: Callable[..., App], receive
 
 
 @pytest.mark.defect("D21")
-def test_a_running_job_is_finished_by_the_replica_that_is_replaced(deploy: Callable[..., App]) -> None:
-    app = deploy_version(deploy, "INFO")
-    with app.client() as client:
+def test_a_running_job_is_finished_by_the_replica_that_is_replaced(rolling: Rolling) -> None:
+    with rolling.app.client() as client:
         job_id = client.submit(**{**TINY, "num_inference_steps": 100}).job_id
         deadline = time.monotonic() + 20
         while client.status(job_id).stage != "denoising":
             assert time.monotonic() < deadline
-        deploy_version(deploy, "WARNING")
+        rolling.redeploy()
         status = client.wait(job_id, timeout_s=60)
     assert (status.status, status.attempt) == ("completed", 1)
     assert status.started_at is not None
 
 
-def test_newer_code_is_left_alone(deploy: Callable[..., App]) -> None:
-    class NewerTracker(TrackerActor):
-        """The tracker as a later release would run it."""
-
-        async def identity(self) -> TrackerIdentity:
-            """Say that this is newer code."""
-            return replace(await super().identity(), code_version=("999.0", 0.0), code_fingerprint="newer")
-
-    model = ModelSettings(name="fast", engine="noop")
-    app = deploy("behind", models=[model])
-    name = app.settings.tracker_name
-    config = app.settings.tracker_config(allow_loopback=True)
-    pictures = TrackerPictures(ArtifactStore(app.settings.resolved_artifacts_url()))
-    options = {"name": name, "namespace": TRACKER_NAMESPACE, "lifetime": "detached", "max_restarts": -1}
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            ray.kill(ray.get_actor(name, namespace=TRACKER_NAMESPACE), no_restart=True)
-            newer = (
-                ray.remote(NewerTracker).options(num_cpus=0, max_concurrency=1000, **options).remote(config, pictures)
-            )
-            assert ray.get(newer.identity.remote(), timeout=30).code_fingerprint == "newer"
-            break
-        except (ValueError, RayError):
-            assert time.monotonic() < deadline
-    deploy("behind", models=[model], log_level="DEBUG")
+def test_newer_code_is_left_alone(rolling: Rolling) -> None:
+    app = rolling.app
+    run_other_code(app, NewerTracker, "newer")
+    rolling.redeploy()
     with app.client() as client:
         assert client.wait(client.submit(**TINY).job_id, timeout_s=30).status == "completed"
-    tracker = ray.get_actor(name, namespace=TRACKER_NAMESPACE)
+    tracker = ray.get_actor(app.settings.tracker_name, namespace=TRACKER_NAMESPACE)
     assert ray.get(tracker.identity.remote(), timeout=30).code_fingerprint == "newer"

@@ -52,7 +52,7 @@ def settings() -> KitSettings:
 
 
 @pytest.fixture(scope="session")
-def service(settings: KitSettings, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Service:
+def service(settings: KitSettings, request: pytest.FixtureRequest) -> Service:
     problem = asyncio.run(_problem_of(settings.miner_url))
     if problem is None:
         return Service(settings.miner_url)
@@ -61,12 +61,8 @@ def service(settings: KitSettings, request: pytest.FixtureRequest, tmp_path_fact
     for package in ("ray", "torch"):
         if find_spec(package) is None:
             pytest.skip(f"Nothing to check: {problem} Without {package} none can be started here.")
-    from tests.e2e.adapters import save_adapters
-
-    folder = tmp_path_factory.mktemp("validators-adapters")
-    save_adapters(folder)
-    app = request.getfixturevalue("deploy_for_all")("validators", adapters_dir=folder)
-    return Service(app.url, adapters=("", "strong"), own=True)
+    app = request.getfixturevalue("embedded_app")
+    return Service(app.url, adapters=("", "monochrome"), own=True)
 
 
 @pytest.fixture(scope="session")

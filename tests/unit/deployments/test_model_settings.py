@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from deployments.models import ModelSettings, SimulatedOptions, describe
+from deployments.errors import ModelUnusable
+from deployments.models import ModelSettings, SimulatedOptions, check_source, describe
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,15 @@ def test_a_model_that_cannot_be_known_beforehand_is_generic(tmp_path: Path, cont
 
 def test_a_hub_id_that_is_not_cached_is_generic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert describe(ModelSettings(source="somebody/some-model-that-nobody-has")).family == "generic"
+
+
+def test_a_folder_that_is_no_model_is_said_without_loading_anything(models: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable, match=r"the folder has no model_index\.json"):
+        check_source(ModelSettings(source=str(tmp_path)))
+    with pytest.raises(ModelUnusable, match="there is no such folder"):
+        check_source(ModelSettings(source=str(tmp_path / "absent")))
+    for source in (str(models / "sd"), "somebody/some-model-that-nobody-has"):
+        check_source(ModelSettings(source=source))
 
 
 def test_a_missing_source_is_said() -> None:
