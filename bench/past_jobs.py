@@ -42,8 +42,10 @@ def write_past_jobs(url: str, count: int, *, owner: str, last: float, apart_s: f
     store = Store(url)
     store.prepare()
     if count:
-        with store.transaction(store.acquire("past", last)) as tx:
+        epoch = store.acquire("past", last)
+        with store.transaction(epoch) as tx:
             tx.exec_driver_sql(_JOBS, {"count": count, "owner": owner, "last": last, "apart": apart_s})
             tx.exec_driver_sql(_DELIVERIES)
             tx.exec_driver_sql(_ATTEMPTS)
+        store.release(epoch)
     store.close()

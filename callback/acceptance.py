@@ -1,15 +1,17 @@
 """The beginning of a job: a submission becomes a row, or turns out to be one that came before."""
 
+import math
 from collections import Counter
 
 import sqlalchemy as sa
 
 from callback import job_rows
+from callback.allowance import Allowance
 from callback.board import Board, Entry
 from callback.clock import Clock
 from callback.committer import Run
 from callback.config import TrackerConfig
-from callback.errors import IdempotencyKeyReused, JobIdInUse, QueueFull
+from callback.errors import AllowanceUsed, IdempotencyKeyReused, JobIdInUse, QueueFull, Refusal
 from callback.metrics import TrackerMetrics
 from callback.records import JobView, NewJob
 from callback.schema import jobs
@@ -37,30 +39,34 @@ class Acceptance:
         self._clock = clock
         self._metrics = metrics
         self._being_submitted: Counter[str] = Counter()
+        a_minute = config.pixel_steps_per_minute_per_client
+        self._allowance = Allowance(a_minute / 60, a_minute, clock.steady) if a_minute else None
         self.last_seq = 0
 
     async def submit(self, job: NewJob) -> JobView:
         """Accept the job, or return the one that the same submission made before.
 
-        Raises `QueueFull`, `JobIdInUse`, `IdempotencyKeyReused`.
+        Raises `QueueFull`, `AllowanceUsed`, `JobIdInUse`, `IdempotencyKeyReused`.
         """
-        full = self._full_for(job.owner)
+        refusal = self._refusal_for(job.owner)
         self.last_seq += 1
         seq, now = self.last_seq, self._clock.now()
+        fresh = False
 
         def work(tx: sa.Connection) -> tuple[JobView, bool]:
-            if full is None and not _is_alias(tx, job) and job_rows.insert(self._insert, tx, job, seq, now):
+            if refusal is None and not _is_alias(tx, job) and job_rows.insert(self._insert, tx, job, seq, now):
                 return _fresh_view(job, seq, now), True
             if (earlier := _earlier_submission(tx, job)) is not None:
                 return earlier, False
-            if full is not None:
-                raise QueueFull(full)
+            if refusal is not None:
+                raise refusal
             _free_the_id(tx, job, now)
             if not job_rows.insert(self._insert, tx, job, seq, now):
                 raise RuntimeError(f"Queue number {seq} is taken.")
             return _fresh_view(job, seq, now), True
 
         def show(accepted: tuple[JobView, bool]) -> JobView:
+            nonlocal fresh
             view, fresh = accepted
             if fresh:
                 self._board.put(Entry(view, waiting_since=now, waits_from=self._clock.steady()))
@@ -70,23 +76,38 @@ class Acceptance:
             # Of an open job memory knows more than its row.
             return entry.view if entry is not None else view
 
+        taken = job.pixel_steps if refusal is None else 0
         self._being_submitted[job.owner] += 1
+        self._use(job.owner, taken)
         try:
             accepted: JobView = await self._run(work, show)
         finally:
             self._being_submitted[job.owner] -= 1
             if not self._being_submitted[job.owner]:
                 del self._being_submitted[job.owner]
+            if not fresh:
+                self._use(job.owner, -taken)
         return accepted
 
-    def _full_for(self, owner: str) -> str | None:
-        """Return why no more jobs of the owner are taken now, as a sentence; None if they are."""
+    def _refusal_for(self, owner: str) -> Refusal | None:
+        """Return why no more jobs of the owner are taken now; None if they are."""
         if len(self._board) + self._being_submitted.total() >= self._config.max_open_jobs:
-            return f"{self._config.max_open_jobs} jobs are open, as many as this service takes."
+            return QueueFull(f"{self._config.max_open_jobs} jobs are open, as many as this service takes.")
         limit = self._config.max_open_jobs_per_client
         if limit is not None and self._board.open_of(owner) + self._being_submitted[owner] >= limit:
-            return f"You have {limit} open jobs, as many as this service takes of one client."
+            return QueueFull(f"You have {limit} open jobs, as many as this service takes of one client.")
+        if self._allowance is not None and (wait_s := self._allowance.wait_s(owner)) > 0:
+            allowed = self._config.pixel_steps_per_minute_per_client
+            return AllowanceUsed(
+                f"You have asked for more than this service renders for one client, {allowed} pixels x steps a minute. "
+                f"Try again in {math.ceil(wait_s)} s.",
+                wait_s,
+            )
         return None
+
+    def _use(self, owner: str, pixel_steps: int) -> None:
+        if self._allowance is not None:
+            self._allowance.use(owner, pixel_steps)
 
 
 def _fresh_view(job: NewJob, seq: int, now: float) -> JobView:

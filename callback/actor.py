@@ -4,6 +4,8 @@ import asyncio
 import os
 from dataclasses import replace
 
+import ray
+
 from callback.config import TrackerConfig
 from callback.errors import TrackerError
 from callback.records import PictureStore, TrackerIdentity
@@ -22,7 +24,7 @@ class TrackerActor(JobTracker):
     def __init__(self, config: TrackerConfig, pictures: PictureStore, configured_at: float = 0.0) -> None:
         configure(config.log_level)
         # A deposed tracker must not run on, whatever its process is in the middle of.
-        super().__init__(config, pictures, on_deposed=lambda: os._exit(0))
+        super().__init__(config, pictures, holder=_darkroom(), on_deposed=lambda: os._exit(0))
         self._configured_at = configured_at
         self._starting = asyncio.get_running_loop().create_task(self._start_until_it_works())
 
@@ -49,3 +51,11 @@ class TrackerActor(JobTracker):
         await self.close()
         # Whoever asked for this may die before it has ended us: then Ray shall start us afresh, not leave us useless.
         asyncio.get_running_loop().call_later(EXIT_AFTER_RETIREMENT_S, os._exit, 0)
+
+
+def _darkroom() -> str:
+    """Name this Darkroom: the Ray instance that it runs on, and the tracker's name there."""
+    if not ray.is_initialized():
+        return f"process {os.getpid()}"
+    context = ray.get_runtime_context()
+    return f"{context.get_session_name()} {context.get_actor_name() or ''}"

@@ -34,6 +34,7 @@ from callback.records import (
     Redeliver,
     Rejected,
     Release,
+    Remember,
     Renew,
     Submit,
     TrackerHealth,
@@ -243,7 +244,7 @@ class TrackerClient:
     # ---- commands -----------------------------------------------------------------------------------------------
 
     async def submit(self, command: Submit, *, timeout_s: float = 10.0) -> JobView:
-        """Have a job accepted. Raises `QueueFull`, `JobIdInUse`, `IdempotencyKeyReused`, `Unavailable`."""
+        """Have a job accepted. Raises what `callback.acceptance` raises, and `Unavailable`."""
         return cast(JobView, await self._execute(command, timeout_s))
 
     async def claim(self, command: ClaimJobs, *, timeout_s: float = 30.0) -> tuple[Claim, ...]:
@@ -273,6 +274,10 @@ class TrackerClient:
         """
         return await self._execute_for(owner, job_id, lambda key: Redeliver(owner, job_id, request_id, key), timeout_s)
 
+    async def remember(self, command: Remember, *, timeout_s: float = 5.0) -> None:
+        """Notice a signed request. Raises `RequestReplayed` if it came before, `Unavailable`."""
+        await self._execute(command, timeout_s)
+
     async def _execute_for(
         self, owner: str, job_id: str, command: Callable[[str], Command], timeout_s: float
     ) -> JobView:
@@ -297,7 +302,8 @@ class TrackerClient:
             raise TrackerUnavailable(SILENCE) from None
         if isinstance(answer, Rejected):
             if answer.code in REFUSALS:
-                raise REFUSALS[answer.code](answer.message)
+                # A tracker of an older release says nothing about when to try again.
+                raise REFUSALS[answer.code](answer.message, getattr(answer, "retry_after_s", None))
             raise (StoreUnavailable if answer.code == StoreUnavailable.code else TrackerUnavailable)(answer.message)
         return answer
 

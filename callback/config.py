@@ -23,6 +23,7 @@ class TrackerConfig:
     lease_s: float = 15.0
     max_open_jobs: int = 10_000
     max_open_jobs_per_client: int | None = None
+    pixel_steps_per_minute_per_client: int | None = None
     max_attempts: int = 3
     queue_timeout_s: float = 3600.0
     shed_expired: bool = False

@@ -26,7 +26,8 @@ from callback.egress import EgressPolicy
 from callback.errors import Deposed, EgressRefused, Unavailable
 from callback.metrics import DeliveryMetrics
 from callback.records import JobView, Picture, PictureStore
-from callback.sender import NoReply, Reply, Sender
+from callback.sender import NoReply, Reply, Sender, compose
+from callback.signing import Signer
 from callback.states import DeliveryState
 from observability.logs import get_logger
 
@@ -71,17 +72,18 @@ class Courier:
         run: Run,
         publish: Callable[[JobView], None],
         clock: Clock,
-        policy: EgressPolicy | None = None,
+        *,
+        signer: Signer,
     ) -> None:
         self._config = config
         self._pictures = pictures
         self._run = run
         self._publish = publish
         self._clock = clock
-        self._policy = policy or EgressPolicy(
+        self._policy = EgressPolicy(
             allow_loopback=config.callback_allow_loopback, allowed_networks=config.callback_allowed_networks
         )
-        self._sender = Sender()
+        self._sender = Sender(signer)
         self._metrics = DeliveryMetrics()
         # A picture store that hangs must not take the threads that others need.
         self._readers = ThreadPoolExecutor(PICTURES_READ_AT_ONCE, thread_name_prefix="courier-pictures")
@@ -245,10 +247,10 @@ class Courier:
     async def _post(self, parcel: Parcel, picture: Picture | None, deadline: float) -> Reply:
         self._time_left_s(parcel, deadline)
         target = await self._policy.check(parcel.url)
-        image = await self._read(picture, deadline) if picture is not None else None
+        message = await compose(parcel, await self._read(picture, deadline) if picture is not None else None)
         # Names and pictures may have taken long: the expiry counts at the moment of sending.
         timeout_s = self._time_left_s(parcel, deadline)
-        return await self._sender.post(parcel, image, target, sent_at=self._clock.now(), timeout_s=timeout_s)
+        return await self._sender.post(parcel, message, target, sent_at=self._clock.now(), timeout_s=timeout_s)
 
     def _time_left_s(self, parcel: Parcel, deadline: float) -> float:
         """Return how long the attempt may still take. Raises `_ExpiredError` once the expiry has come."""

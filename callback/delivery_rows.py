@@ -27,6 +27,7 @@ class Parcel:
     attempts_before: int
     url: str
     secret: str | None
+    signing_secret: str | None
     image_url: str | None
     expiry: float | None
     give_up_at: float
@@ -98,6 +99,7 @@ _PARCEL = sa.select(
     deliveries.c.attempts_before,
     jobs.c.callback_url.label("url"),
     jobs.c.callback_secret.label("secret"),
+    jobs.c.callback_signing_secret.label("signing_secret"),
     jobs.c.image_url,
     jobs.c.expiry,
     deliveries.c.give_up_at,

@@ -8,7 +8,14 @@ class TrackerError(Exception):
 
 
 class Refusal(TrackerError):
-    """The request itself cannot be granted; nothing was changed and repeating it unchanged will not help."""
+    """The request itself cannot be granted; nothing was changed and repeating it unchanged will not help.
+
+    Unless `retry_after_s` says when it will.
+    """
+
+    def __init__(self, sentence: str, retry_after_s: float | None = None) -> None:
+        super().__init__(sentence)
+        self.retry_after_s = retry_after_s
 
 
 class JobNotFound(Refusal):
@@ -33,6 +40,18 @@ class QueueFull(Refusal):
     """As many jobs are open as the settings allow."""
 
     code = "queue_full"
+
+
+class AllowanceUsed(Refusal):
+    """The client has asked for as much work as the settings allow it per time."""
+
+    code = "allowance_used"
+
+
+class RequestReplayed(Refusal):
+    """A signed request came before, or it cannot be told that it did not."""
+
+    code = "request_replayed"
 
 
 class NotCancellable(Refusal):
@@ -63,6 +82,10 @@ class StoreUnavailable(Unavailable):
     """The store did not commit: disk full or read-only, database locked, server away."""
 
     code = "store_unavailable"
+
+
+class StoreInUse(StoreUnavailable):
+    """Another Darkroom, which runs, owns the store."""
 
 
 SILENCE = "The job tracker does not answer at the moment. Try again in a few seconds."
@@ -99,6 +122,8 @@ REFUSALS: dict[str, type[Refusal]] = {
         JobIdInUse,
         IdempotencyKeyReused,
         QueueFull,
+        AllowanceUsed,
+        RequestReplayed,
         NotCancellable,
         NotRedeliverable,
     )

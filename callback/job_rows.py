@@ -84,6 +84,7 @@ def insert(statement: Any, tx: sa.Connection, job: NewJob, seq: int, now: float)
         "idempotency_key": job.idempotency_key,
         "callback_url": callback.url if callback else None,
         "callback_secret": callback.secret if callback else None,
+        "callback_signing_secret": callback.signing_secret if callback else None,
         "image_url": callback.image_url if callback else None,
         "expiry": job.expiry,
         "queued_at": now,

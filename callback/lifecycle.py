@@ -74,7 +74,7 @@ class Lifecycle:
 
         def read(tx: sa.Connection) -> tuple[list[OpenJob], int]:
             # A store that can be read but not written has not recovered.
-            self._store.check_writable(tx, self._clock.now())
+            self._store.beat(tx, self._clock.now())
             return job_rows.open_jobs(tx), job_rows.last_seq(tx)
 
         def show(found: tuple[list[OpenJob], int]) -> None:

@@ -47,18 +47,20 @@ class PictureStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Callback:
-    """Where and until when the client wants the result sent."""
+    """Where the client wants the result sent. `signing_secret` is for an HMAC signature beside the service's own."""
 
     url: str
-    secret: str | None
+    secret: str | None = field(repr=False)
     image_url: str
+    signing_secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A validated submission. `key` is ours and unique; `job_id` is the client's, unique per owner among the current.
 
-    `request_json` is opaque to the tracker; `fingerprint` tells whether two submissions ask for the same.
+    `request_json` is opaque to the tracker; `fingerprint` tells whether two submissions ask for the same;
+    `pixel_steps` is what the job takes from its owner's allowance.
     """
 
     key: str
@@ -71,6 +73,7 @@ class NewJob:
     callback: Callback | None = None
     expiry: float | None = None
     idempotency_key: str | None = None
+    pixel_steps: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +238,20 @@ def target(command: Cancel | Redeliver) -> str | None:
     return getattr(command, "key", None)
 
 
-Command = Submit | ClaimJobs | Renew | Finish | Release | Cancel | Redeliver
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Notice a signed request, so that it counts once. `asker` is new for each time that it comes in.
+
+    `signed_at` is the sender's moment of it (wall time), `for_s` how long it could come again.
+    """
+
+    request: str
+    asker: str
+    signed_at: float
+    for_s: float
+
+
+Command = Submit | ClaimJobs | Renew | Finish | Release | Cancel | Redeliver | Remember
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +273,7 @@ class Rejected:
     code: str
     message: str
     retryable: bool
+    retry_after_s: float | None = None
 
 
 Answer = JobView | tuple[Claim, ...] | tuple[str, ...] | bool | Rejected
@@ -298,6 +315,8 @@ class TrackerHealth:
     queued: dict[str, int] = field(default_factory=dict)
     head_age_s: dict[str, float] = field(default_factory=dict)
     pending_deliveries: int = 0
+    public_key: str | None = None
+    """What callbacks are signed with (`whpk_...`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,15 @@ tracker_owner = sa.Table(
 )
 """One row: the tracker that may write. Every transaction checks its epoch (see `Store.transaction`)."""
 
+signing_key = sa.Table(
+    "signing_key",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("private_key", PlainText, nullable=False),
+    sa.Column("made_at", sa.Float(53), nullable=False),
+)
+"""One row: what callbacks are signed with."""
+
 jobs = sa.Table(
     "jobs",
     metadata,
@@ -55,6 +64,7 @@ jobs = sa.Table(
     sa.Column("idempotency_key", PlainText),
     sa.Column("callback_url", PlainText),
     sa.Column("callback_secret", PlainText),
+    sa.Column("callback_signing_secret", PlainText),
     sa.Column("image_url", PlainText),
     sa.Column("expiry", sa.Float(53)),
     sa.Column("queued_at", sa.Float(53), nullable=False),

@@ -15,9 +15,12 @@ from yarl import URL
 from callback.clock import iso
 from callback.delivery_rows import Parcel
 from callback.egress import Target
+from callback.signing import Signer
 
 PREVIEW_CHARS = 500
 """How much of an answer's body is kept; no more than that is read."""
+SIGNED_AT_ONCE_BYTES = 64 * 1024
+"""A larger body is hashed beside the event loop."""
 CONNECT_TIMEOUT_S = 5.0
 PREVIEW_TIMEOUT_S = 2.0
 """How long the body of an answer is waited for: its status, which is what counts, has come."""
@@ -42,6 +45,20 @@ class Reply:
         return self.status_code == 410
 
 
+@dataclass(frozen=True, slots=True)
+class Message:
+    """The body of a callback, byte for byte as it is sent and signed."""
+
+    content_type: str
+    body: bytes
+
+
+async def compose(parcel: Parcel, image: bytes | None) -> Message:
+    """Write the multipart body, with the picture if there is one."""
+    form = _form(parcel, image)()
+    return Message(form.headers["Content-Type"], await form.as_bytes())
+
+
 class NoReply(Exception):
     """No answer came: refused, reset, timed out, TLS failure. The message says which."""
 
@@ -53,7 +70,8 @@ class _NotConnectedError(NoReply):
 class Sender:
     """Posts callbacks. Proxies of the environment and redirects are not used; answers are read up to a limit."""
 
-    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, signer: Signer, tls: ssl.SSLContext | None = None) -> None:
+        self._signer = signer
         # The courier bounds how many attempts run, by receiver too; a second bound here would only hide waits from it.
         connector = aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False, ssl=tls or True)
         self._session = aiohttp.ClientSession(
@@ -69,22 +87,32 @@ class Sender:
         await self.close()
 
     async def post(
-        self, parcel: Parcel, image: bytes | None, target: Target, *, sent_at: float, timeout_s: float
+        self, parcel: Parcel, message: Message, target: Target, *, sent_at: float, timeout_s: float
     ) -> Reply:
         """Send the callback to one of the target's addresses and return the answer, all within `timeout_s`.
 
         The next address is tried only if no connection to the one before came about. Raises `NoReply`.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
+        headers = _headers(parcel, sent_at) | {
+            "Content-Type": message.content_type,
+            "webhook-signature": await self._sign(parcel, sent_at, message.body),
+        }
         for address in target.addresses[:-1]:
             try:
-                return await self._post_to(address, parcel, image, target.url, sent_at, deadline)
+                return await self._post_to(address, headers, message.body, target.url, sent_at, deadline)
             except _NotConnectedError:
                 continue
-        return await self._post_to(target.addresses[-1], parcel, image, target.url, sent_at, deadline)
+        return await self._post_to(target.addresses[-1], headers, message.body, target.url, sent_at, deadline)
+
+    async def _sign(self, parcel: Parcel, sent_at: float, body: bytes) -> str:
+        asked = (parcel.webhook_id, int(sent_at), body, parcel.signing_secret)
+        if len(body) < SIGNED_AT_ONCE_BYTES:
+            return self._signer.sign(*asked)
+        return await asyncio.to_thread(self._signer.sign, *asked)
 
     async def _post_to(
-        self, address: str, parcel: Parcel, image: bytes | None, url: URL, sent_at: float, deadline: float
+        self, address: str, headers: dict[str, str], body: bytes, url: URL, sent_at: float, deadline: float
     ) -> Reply:
         timeout_s = deadline - asyncio.get_running_loop().time()
         if timeout_s <= 0:  # To the HTTP client 0 would mean for ever.
@@ -93,8 +121,8 @@ class Sender:
         try:
             async with self._session.post(
                 url.with_host(address),
-                data=_form(parcel, image),
-                headers=_headers(parcel, sent_at) | {"Host": _authority(url)},
+                data=io.BytesIO(body),
+                headers=headers | {"Host": _authority(url)},
                 allow_redirects=False,
                 timeout=timeout,
                 server_hostname=url.raw_host if url.scheme == "https" else None,

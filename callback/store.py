@@ -7,7 +7,7 @@ when it wakes (design invariant I3).
 
 import logging
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from alembic.script import ScriptDirectory
 
 from callback.config import check_store_url
 from callback.errors import Deposed, SchemaTooNew, StoreUnavailable
+from callback.ownership import NOBODY, Ownership
 from callback.schema import tracker_owner
 
 BUSY_TIMEOUT_S = 5.0
@@ -39,6 +40,10 @@ _MIGRATION_LOCK = 0x6461726B726F6F6D
 """PostgreSQL advisory lock (`darkroom` in ASCII): two trackers that start at once must not both create the tables."""
 
 _OWNER = sa.select(tracker_owner.c.epoch).with_for_update()
+_PRESENT_OWNER = sa.select(tracker_owner.c.epoch, tracker_owner.c.holder, tracker_owner.c.taken_at).with_for_update()
+
+Check = Callable[[Ownership], None]
+"""Raises `StoreInUse` if a store must be left to this owner."""
 
 _log = logging.getLogger("darkroom.store")
 
@@ -98,8 +103,8 @@ class Store:
 
         return engine
 
-    def prepare(self) -> None:
-        """Migrate the database to the present schema.
+    def prepare(self, check: Check = lambda _: None) -> None:
+        """Migrate the database to the present schema. `check` is shown its owner, and raises to leave it as it is.
 
         Raises `SchemaTooNew` if a newer Darkroom wrote it, `StoreUnavailable` if it cannot be reached or written.
         """
@@ -120,6 +125,8 @@ class Store:
                 if not self.is_local:
                     connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
                     connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+                if found is not None:
+                    self._check_owner(connection, check)
                 config = self._alembic()
                 config.attributes["connection"] = connection
                 command.upgrade(config, "head")
@@ -138,14 +145,27 @@ class Store:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.touch(mode=0o600)
 
-    def acquire(self, holder: str, now: float) -> int:
-        """Become the writing tracker: raise the epoch, which shuts every earlier tracker out. Returns the new epoch."""
+    def acquire(self, holder: str, now: float, check: Check = lambda _: None) -> int:
+        """Become the writing tracker: raise the epoch, which shuts every earlier tracker out. Returns the new epoch.
+
+        `check` is shown the present owner, and raises to leave the store to it.
+        """
         with _unavailable_if_failing(), self._writer.begin() as tx:
             first = {"id": 1, "epoch": 0, "holder": holder, "taken_at": now}
             tx.execute(self.insert(tracker_owner).on_conflict_do_nothing(), first)
+            self._check_owner(tx, check)
             raised = {"epoch": tracker_owner.c.epoch + 1, "holder": holder, "taken_at": now}
             taken = sa.update(tracker_owner).values(**raised).returning(tracker_owner.c.epoch)
             return int(tx.execute(taken).scalar_one())
+
+    def release(self, epoch: int) -> None:
+        """Give the store up, so that any tracker may have it at once. Raises as `transaction` does."""
+        with self.transaction(epoch) as tx:
+            tx.execute(sa.update(tracker_owner).values(holder=NOBODY))
+
+    def _check_owner(self, tx: sa.Connection, check: Check) -> None:
+        if (owner := tx.execute(_PRESENT_OWNER).one_or_none()) is not None:
+            check(Ownership(*owner))
 
     @contextmanager
     def transaction(self, epoch: int) -> Iterator[sa.Connection]:
@@ -160,8 +180,8 @@ class Store:
                 raise Deposed("Another tracker owns the store now.")
             yield tx
 
-    def check_writable(self, tx: sa.Connection, now: float) -> None:
-        """Write something in the transaction, so that its commit shows whether the store takes writes."""
+    def beat(self, tx: sa.Connection, now: float) -> None:
+        """Say that the owner is there. Its commit also shows whether the store takes writes."""
         tx.execute(sa.update(tracker_owner).values(taken_at=now))
 
     @contextmanager

@@ -8,6 +8,7 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from callback import job_rows
@@ -16,9 +17,10 @@ from callback.clock import Clock, SystemClock
 from callback.committer import Apply, Committer, Work
 from callback.config import TrackerConfig, code_fingerprint, code_version
 from callback.courier import Courier
-from callback.errors import Deposed, StoreUnavailable, TrackerError, TrackerUnavailable, Unavailable
+from callback.errors import Deposed, Refusal, StoreUnavailable, TrackerError, TrackerUnavailable, Unavailable
 from callback.lifecycle import Lifecycle
 from callback.metrics import TrackerMetrics
+from callback.ownership import HEARTBEAT_S, Succession
 from callback.records import (
     PROTOCOL_VERSION,
     Answer,
@@ -34,12 +36,15 @@ from callback.records import (
     Redeliver,
     Rejected,
     Release,
+    Remember,
     Renew,
     Submit,
     TrackerHealth,
     TrackerIdentity,
 )
+from callback.replays import Replays
 from callback.retention import Retention
+from callback.signing import Signer, obtain_private_key
 from callback.states import JobState
 from callback.store import Store
 from observability.logs import get_logger
@@ -57,19 +62,24 @@ _log = get_logger("tracker")
 
 
 class JobTracker:
-    """One incarnation of the tracker. `start` takes the store over; from then on it answers until it is deposed."""
+    """One incarnation of the tracker. `start` takes the store over; from then on it answers until it is deposed.
+
+    `holder` names the Darkroom: trackers of the same one succeed each other at once.
+    """
 
     def __init__(
         self,
         config: TrackerConfig,
         pictures: PictureStore,
         *,
+        holder: str = "one process",
         clock: Clock | None = None,
         on_deposed: Callable[[], None] | None = None,
     ) -> None:
         self._config = config
         self._pictures = pictures
         self._clock = clock or SystemClock()
+        self._succession = Succession(holder, self._clock)
         self._on_deposed = on_deposed or (lambda: None)
         self._store = Store(config.store_url)
         self._metrics = TrackerMetrics()
@@ -78,12 +88,14 @@ class JobTracker:
         self._stale = False
         self._committed_at = float("-inf")
         self._retiring = False
+        self._replays = Replays(self._clock)
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
         self._reads = 0
         self._common: dict[str, asyncio.Task[None]] = {}
         self._background: set[asyncio.Task[Any]] = set()
         self._committer: Committer
         self._board: Board
+        self._signer: Signer
         self._courier: Courier
         self._lifecycle: Lifecycle
         self._retention: Retention
@@ -93,8 +105,8 @@ class JobTracker:
     async def start(self) -> None:
         """Own the store and recover the open jobs from it. Does nothing when it has done so already.
 
-        Raises `SchemaTooNew` for a database of a newer Darkroom, `StoreUnavailable` when the store cannot be opened,
-        `TrackerUnavailable` once this tracker is being replaced.
+        Raises `SchemaTooNew` for a database of a newer Darkroom, `StoreInUse` while another one owns the store,
+        `StoreUnavailable` when it cannot be opened, `TrackerUnavailable` once this tracker is being replaced.
         """
         if self._retiring:
             raise TrackerUnavailable("This tracker is being replaced.")
@@ -112,11 +124,17 @@ class JobTracker:
     async def _start(self) -> None:
         if self._epoch >= 0:
             return
-        await asyncio.to_thread(self._store.prepare)
-        epoch = await asyncio.to_thread(self._store.acquire, f"pid {os.getpid()}", self._clock.now())
+        await asyncio.to_thread(self._store.prepare, self._succession.check)
+        epoch = await asyncio.to_thread(
+            self._store.acquire, self._succession.holder, self._clock.now(), self._succession.check
+        )
         self._committer = Committer(self._store, epoch)
         self._board = Board(epoch)
-        self._courier = Courier(self._config, self._pictures, self._run, self._board.publish, self._clock)
+        now = self._clock.now()
+        self._signer = Signer(await self._run(lambda tx: obtain_private_key(tx, now)))
+        self._courier = Courier(
+            self._config, self._pictures, self._run, self._board.publish, self._clock, signer=self._signer
+        )
         self._lifecycle = Lifecycle(
             self._config, self._store, self._run, self._board, self._courier, self._clock, self._metrics
         )
@@ -154,6 +172,8 @@ class JobTracker:
             await self._courier.close()
             await self._committer.close()
             self._retention.close()
+            with suppress(TrackerError):
+                await asyncio.to_thread(self._store.release, self._epoch)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._store.close()
 
@@ -181,7 +201,7 @@ class JobTracker:
 
     async def _tick_for_ever(self) -> None:
         loop = asyncio.get_running_loop()
-        ticked_at = loop.time()
+        ticked_at = beat_at = loop.time()
         while True:
             await asyncio.sleep(self._config.tick_s)
             deaf_s, ticked_at = loop.time() - ticked_at - self._config.tick_s, loop.time()
@@ -192,6 +212,9 @@ class JobTracker:
                     _log.warning("the tracker was paused", extra={"seconds": round(deaf_s, 1)})
                     self._lifecycle.claims.extend_leases(deaf_s)
                 await self._lifecycle.expire()
+                if ticked_at - beat_at >= HEARTBEAT_S:
+                    beat_at = ticked_at
+                    await self._run(lambda tx: self._store.beat(tx, self._clock.now()))
                 self._metrics.observe(self._board, self._clock.now())
             except Unavailable as error:
                 _log.warning("tick failed", extra={"cause": str(error)})
@@ -235,6 +258,8 @@ class JobTracker:
             await self.start()
             await self._refresh_if_stale()
             return await self._dispatch(command)
+        except Refusal as refusal:
+            return Rejected(refusal.code, str(refusal), retryable=False, retry_after_s=refusal.retry_after_s)
         except TrackerError as error:
             return Rejected(error.code, str(error), retryable=isinstance(error, Unavailable | Deposed))
         except Exception:  # noqa: BLE001 - a bug met by one command must not fail those that came with it
@@ -258,6 +283,8 @@ class JobTracker:
                 return lifecycle.cancel(command)
             case Redeliver():
                 return lifecycle.redeliver(command)
+            case Remember():
+                return self._replays.remember(command)
 
     # ---- reading --------------------------------------------------------------------------------------------------
 
@@ -328,6 +355,7 @@ class JobTracker:
             queued=queued,
             head_age_s={model: max(0.0, now - entry.view.queued_at) for model, entry in heads.items()},
             pending_deliveries=self._courier.under_way,
+            public_key=self._signer.public_key,
         )
 
     async def identity(self) -> TrackerIdentity:

@@ -121,6 +121,10 @@ class _Mailbox:
             arrived, self._events = self._events, []
             self._arrived.clear()
             self._urgent.clear()
+            if len(arrived) > 1 and isinstance(arrived[-1], RenderProgress):
+                # Only what came before it is urgent: it waits for what makes it stale.
+                self._events.append(arrived.pop())
+                self._arrived.set()
             for event in arrived:
                 if isinstance(event, EngineUnhealthy):
                     raise event

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -10,6 +11,7 @@ from uuid import uuid4
 
 from ray.serve.handle import DeploymentHandle
 
+from callback.allowance import Allowance
 from callback.client import TrackerClient
 from callback.egress import EgressPolicy
 from callback.records import JobView, NewJob, Picture, Submit
@@ -18,6 +20,7 @@ from deployments.adapters import AdapterCatalogue
 from deployments.artifacts import ArtifactStore
 from deployments.models import ModelDescription, ModelSettings, describe
 from deployments.render import ArtifactRef
+from serve_app.access import epistula
 from serve_app.access.keys import KeyRing
 from serve_app.dispatcher import Dispatcher
 from serve_app.mirror import Mirror
@@ -29,6 +32,8 @@ MAX_LONG_POLLS = 1000
 """Half of the places that an ingress replica has: submits and plain polls always find one."""
 PICTURE_READERS = 16
 """Pictures read at once, on threads of their own: a store that hangs must not take the threads that others need."""
+BURST_S = 5.0
+"""So many seconds' worth of its requests a client may send at once."""
 STOP_MARGIN_S = 5.0
 """Kept of Serve's shutdown budget for handing leases back."""
 
@@ -81,7 +86,11 @@ class Service:
             for model in settings.offered_models()
         }
         config = settings.tracker_config(allow_loopback=allow_loopback)
+        if settings.hotkey is not None:
+            epistula.check_installed()
         self.keys = KeyRing(settings.keys_file.expanduser()) if settings.keys_file else None
+        rate = settings.requests_per_second_per_client
+        self.requests = Allowance(rate, rate * BURST_S, time.monotonic) if rate else None
         self.artifacts = ArtifactStore(settings.resolved_artifacts_url())
         self.picture_readers = ThreadPoolExecutor(PICTURE_READERS, thread_name_prefix="pictures")
         self.client = TrackerClient(

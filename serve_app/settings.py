@@ -94,6 +94,10 @@ class Settings(BaseSettings):
         description="TOML file with the hashes of API keys (see serve_app/access/keys.py), on every node that an "
         "ingress replica may run on; read again when it changes. Without it all who reach the port are one client.",
     )
+    hotkey: str | None = Field(
+        default=None,
+        description="ss58 address that validators sign requests for (Epistula); their own are `hotkeys` in keys_file.",
+    )
     allow_unauthenticated: bool = Field(
         default=False, description="Serve without keys_file on an address that is not loopback."
     )
@@ -115,6 +119,18 @@ class Settings(BaseSettings):
     )
     max_open_jobs_per_client: int | None = Field(
         default=None, ge=1, description="Open jobs of one client (see keys_file) beyond which its submits get 429."
+    )
+    pixel_steps_per_minute_per_client: int | None = Field(
+        default=None,
+        ge=1,
+        description="Work (width x height x num_inference_steps) that one client may have accepted a minute; a "
+        "minute's worth at once. Beyond it submits get 429.",
+    )
+    requests_per_second_per_client: float | None = Field(
+        default=None,
+        gt=0,
+        description="Requests of one client that each ingress replica answers, in bursts of up to five seconds' worth; "
+        "the others get 429.",
     )
     shed_expired: bool = Field(default=False, description="Fail jobs whose expiry passed before rendering, unrendered.")
 
@@ -194,6 +210,12 @@ class Settings(BaseSettings):
         return value.rstrip("/")
 
     @model_validator(mode="after")
+    def _signers_are_known(self) -> Self:
+        if self.hotkey is not None and self.keys_file is None:
+            raise ValueError("hotkey: set keys_file too; the hotkeys in it say whose signed requests count.")
+        return self
+
+    @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
         names = [model.name for model in self.models]
         if len(set(names)) < len(names):
@@ -239,6 +261,7 @@ class Settings(BaseSettings):
             lease_s=self.lease_s,
             max_open_jobs=self.max_open_jobs,
             max_open_jobs_per_client=self.max_open_jobs_per_client,
+            pixel_steps_per_minute_per_client=self.pixel_steps_per_minute_per_client,
             max_attempts=self.max_attempts,
             queue_timeout_s=self.queue_timeout_s,
             shed_expired=self.shed_expired,

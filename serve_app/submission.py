@@ -10,19 +10,20 @@ from uuid import uuid4
 from callback.errors import EgressRefused
 from callback.records import Callback, NewJob
 from deployments.errors import AdapterError
+from serve_app.access.clients import Client
 from serve_app.api.errors import InvalidFieldError
 from serve_app.api.wire import MAX_SEED, InferenceRequest, image_url
 from serve_app.job_request import JobRequest
 from serve_app.service import OfferedModel, Service
 
 
-async def new_job(service: Service, owner: str, body: InferenceRequest, idempotency_key: str | None) -> NewJob:
+async def new_job(service: Service, client: Client, body: InferenceRequest, idempotency_key: str | None) -> NewJob:
     """Return the job that the request describes. Raises `InvalidFieldError` with a sentence for the client."""
     model = _model(service, body)
     _check_pixels(service, body)
     adapter = await _adapter(model, body.lora_path)
     job_id = body.job_id or str(uuid4())
-    callback = await _callback(service, body, job_id)
+    callback = await _callback(service, client, body, job_id)
     defaults = model.description
     request = JobRequest(
         prompt=body.prompt,
@@ -38,7 +39,7 @@ async def new_job(service: Service, owner: str, body: InferenceRequest, idempote
     )
     return NewJob(
         key=new_key(),
-        owner=owner,
+        owner=client.name,
         job_id=job_id,
         kind="text_to_image",
         model=model.settings.name,
@@ -47,6 +48,7 @@ async def new_job(service: Service, owner: str, body: InferenceRequest, idempote
         callback=callback,
         expiry=body.expiry.timestamp() if body.expiry else None,
         idempotency_key=idempotency_key,
+        pixel_steps=request.width * request.height * request.num_inference_steps,
     )
 
 
@@ -84,7 +86,7 @@ async def _adapter(model: OfferedModel, lora_path: str | None) -> str | None:
         raise InvalidFieldError("lora_path", str(error), error.code) from None
 
 
-async def _callback(service: Service, body: InferenceRequest, job_id: str) -> Callback | None:
+async def _callback(service: Service, client: Client, body: InferenceRequest, job_id: str) -> Callback | None:
     url = body.callback_url
     if url is None:
         return None
@@ -92,7 +94,8 @@ async def _callback(service: Service, body: InferenceRequest, job_id: str) -> Ca
         await service.policy.check(url)
     except EgressRefused as error:
         raise InvalidFieldError("callback_url", str(error), error.code) from None
-    return Callback(url, body.callback_secret, image_url(service.settings.service_url, job_id))
+    image = image_url(service.settings.service_url, job_id)
+    return Callback(url, body.callback_secret, image, client.signing_secret)
 
 
 def _warnings(body: InferenceRequest) -> list[str]:

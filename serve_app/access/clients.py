@@ -1,6 +1,6 @@
 """Clients and what they may do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 
@@ -14,10 +14,11 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Somebody with jobs of their own: `name` is the owner of the jobs."""
+    """Somebody with jobs of their own: `name` is the owner of the jobs, `signing_secret` signs their callbacks."""
 
     name: str
     scopes: frozenset[Scope]
+    signing_secret: str | None = field(default=None, repr=False)
 
     @property
     def is_admin(self) -> bool:

@@ -5,20 +5,24 @@ The file is TOML:
     [clients.studio]
     scopes = ["submit", "read"]
     keys = ["<SHA-256 of a key, hex>"]
+    hotkeys = ["<ss58 address of a client that signs its requests>"]
+    signing_secret = "whsec_..."
 
 A key is 256 random bits, so that a plain hash of it cannot be turned back, and looking it up tells nothing by its
 timing.
 """
 
 import asyncio
+import base64
 import hashlib
 import secrets
 import tomllib
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
+from callback.signing import SECRET_PREFIX, secret_bytes
 from observability.logs import get_logger
 from serve_app.access.clients import Client, Scope
 
@@ -28,24 +32,32 @@ KEY_PREFIX = "dk_"
 """Lets people, and scanners for secrets, recognise a key."""
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-_OWN_WORDS = {"clients", "scopes", "keys"}
+_OWN_WORDS = {"clients", "scopes", "keys", "hotkeys", "signing_secret"}
 """What may be repeated of a wrong file: any other word in it may be a key that was put into the wrong place."""
 
 _log = get_logger("access")
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Hotkey = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{46,50}$", description="ss58 address")]
 
 
 class KeysUnusable(Exception):
     """The file with the API keys cannot be used. The message says why; it holds no key and no hash."""
 
 
+def _usable(secret: str) -> str:
+    secret_bytes(secret)
+    return secret
+
+
 class _Entry(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     scopes: frozenset[Scope] = frozenset({Scope.SUBMIT, Scope.READ})
-    keys: list[Hash]
+    keys: list[Hash] = []
+    hotkeys: list[Hotkey] = []
+    signing_secret: Annotated[str, AfterValidator(_usable)] | None = None
 
 
 class _File(BaseModel):
@@ -77,6 +89,10 @@ class KeyRing:
         """Return the client that the key belongs to, if any."""
         return self._clients.get(hash_of(key))
 
+    def client_of_hotkey(self, address: str) -> Client | None:
+        """Return the client that signs its requests with this key, if any."""
+        return self._clients.get(address)
+
     async def watch(self) -> bool:
         """Look, and pause. There is always more to come."""
         # A file system that stalls must not stall the ingress.
@@ -105,6 +121,11 @@ def new_key() -> str:
     return KEY_PREFIX + secrets.token_urlsafe(32)
 
 
+def new_signing_secret() -> str:
+    """Return a new secret for HMAC signatures of callbacks."""
+    return SECRET_PREFIX + base64.b64encode(secrets.token_bytes(32)).decode()
+
+
 def hash_of(key: str) -> str:
     """Return what the file holds of a key."""
     return hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
@@ -120,7 +141,7 @@ def _version(path: Path) -> tuple[int, ...] | None:
 
 
 def _read(path: Path) -> dict[str, Client]:
-    """Return the clients by the hashes of their keys."""
+    """Return the clients by the hashes of their keys, and by their hotkeys, which look different."""
     try:
         found = _File.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
@@ -133,10 +154,10 @@ def _read(path: Path) -> dict[str, Client]:
         raise KeysUnusable(f"The file with the API keys is wrong at {where}: {first['msg']}.") from None
     clients: dict[str, Client] = {}
     for name, entry in found.clients.items():
-        for key_hash in entry.keys:
-            if key_hash in clients:
-                raise KeysUnusable(f"Clients {clients[key_hash].name} and {name} have the same API key.")
-            clients[key_hash] = Client(name, entry.scopes)
+        for key in (*entry.keys, *entry.hotkeys):
+            if key in clients:
+                raise KeysUnusable(f"Clients {clients[key].name} and {name} have the same key.")
+            clients[key] = Client(name, entry.scopes, entry.signing_secret)
     if not clients:
         # A file that is just being written is empty for a moment.
         raise KeysUnusable("The file with the API keys has none.")

@@ -1,5 +1,6 @@
 """How refusals and bad input look to a client: a status, a sentence, a stable code; never a stack or a path."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,12 +11,15 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from callback.errors import (
+    AllowanceUsed,
     IdempotencyKeyReused,
     JobIdInUse,
     JobNotFound,
     NotCancellable,
     NotRedeliverable,
     QueueFull,
+    Refusal,
+    RequestReplayed,
     TrackerError,
     Unavailable,
 )
@@ -30,6 +34,8 @@ _STATUS: dict[type[TrackerError], int] = {
     NotRedeliverable: 409,
     IdempotencyKeyReused: 422,
     QueueFull: 429,
+    AllowanceUsed: 429,
+    RequestReplayed: 401,
     Unavailable: 503,
 }
 
@@ -39,10 +45,11 @@ _log = get_logger("api")
 class Refused(Exception):
     """The service refuses a request for a reason of its own."""
 
-    def __init__(self, status: int, error_code: str, sentence: str) -> None:
+    def __init__(self, status: int, error_code: str, sentence: str, retry_after_s: float | None = None) -> None:
         super().__init__(sentence)
         self.status = status
         self.error_code = error_code
+        self.retry_after_s = retry_after_s
 
 
 class InvalidFieldError(Exception):
@@ -65,7 +72,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         410: "The picture was removed by retention.",
         413: "The body is larger than 1 MB.",
         422: "A field is missing or wrong; `detail` says which and why.",
-        429: "Too many jobs are open. Retry-After says when to try again.",
+        429: "Too many jobs are open, or the client asks for too much. Retry-After says when to try again.",
         500: "The stored picture is not the one that was rendered; it is not served.",
         503: "The service cannot take the request now. Retry-After says when to try again.",
     }
@@ -85,9 +92,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-def problem(status: int, error_code: str, sentence: str) -> JSONResponse:
+def problem(status: int, error_code: str, sentence: str, retry_after_s: float | None = None) -> JSONResponse:
     """Return a refusal; 429 and 503 carry Retry-After, 401 how to authenticate."""
-    headers = {"Retry-After": str(RETRY_AFTER_S)} if status in {429, 503} else None
+    wait_s = RETRY_AFTER_S if retry_after_s is None else max(1, math.ceil(retry_after_s))
+    headers = {"Retry-After": str(wait_s)} if status in {429, 503} else None
     if status == 401:
         headers = {"WWW-Authenticate": "Bearer"}
     return JSONResponse({"detail": sentence, "error_code": error_code}, status, headers)
@@ -146,14 +154,15 @@ def _explained(one: dict[str, Any]) -> dict[str, Any]:
 
 async def _refused(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, Refused)  # noqa: S101 - registered for this type
-    return problem(error.status, error.error_code, str(error))
+    return problem(error.status, error.error_code, str(error), error.retry_after_s)
 
 
 async def _tracker_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, TrackerError)  # noqa: S101 - registered for this type
     for kind, status in _STATUS.items():
         if isinstance(error, kind):
-            return problem(status, error.code, str(error))
+            wait_s = error.retry_after_s if isinstance(error, Refusal) else None
+            return problem(status, error.code, str(error), wait_s)
     return await _unexpected(_request, error)
 
 

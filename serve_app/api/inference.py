@@ -9,8 +9,9 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from callback.errors import JobNotFound
 from callback.records import JobView
 from serve_app.access.clients import Scope
-from serve_app.api.caller import Caller, calling, show
+from serve_app.api.caller import Caller, show
 from serve_app.api.errors import Refused, documented
+from serve_app.api.identification import calling
 from serve_app.api.pictures import PICTURE_ANSWERS, picture
 from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer
 from serve_app.service import Service
@@ -24,8 +25,8 @@ JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="The job's id.")
 def router(service: Service) -> APIRouter:
     """Return the routes, working on `service`."""
     routes = APIRouter(tags=["inference"])
-    may_submit = Depends(calling(service.keys, Scope.SUBMIT))
-    may_read = Depends(calling(service.keys, Scope.READ))
+    may_submit = Depends(calling(service, Scope.SUBMIT))
+    may_read = Depends(calling(service, Scope.READ))
 
     @routes.post("/inference", responses=documented(400, 401, 403, 409, 413, 422, 429, 503))
     async def submit(
@@ -37,7 +38,7 @@ def router(service: Service) -> APIRouter:
         _refuse_if_closed(service)
         if caller.owner != caller.client.name:
             raise Refused(403, "forbidden", "A job belongs to the client that submits it: leave `owner` out.")
-        job = await new_job(service, caller.client.name, body, idempotency_key)
+        job = await new_job(service, caller.client, body, idempotency_key)
         view = await service.submit(job)
         shown = show(service, caller, view)
         return SubmitAnswer(
@@ -52,7 +53,7 @@ def router(service: Service) -> APIRouter:
             warnings=shown.warnings,
         )
 
-    @routes.get("/inference/status/{job_id}", responses=documented(401, 403, 404, 422, 503))
+    @routes.get("/inference/status/{job_id}", responses=documented(401, 403, 404, 422, 429, 503))
     async def status(
         caller: Annotated[Caller, may_read],
         job_id: JobId,
@@ -76,12 +77,12 @@ def router(service: Service) -> APIRouter:
         view = await _find(service, caller, job_id)
         return await picture(service, view, request, status=show(service, caller, view).status, attachment=False)
 
-    @routes.delete("/inference/{job_id}", responses=documented(401, 403, 404, 409, 422, 503))
+    @routes.delete("/inference/{job_id}", responses=documented(401, 403, 404, 409, 422, 429, 503))
     async def cancel(caller: Annotated[Caller, may_submit], job_id: JobId) -> JobStatus:
         """Cancel a job: a queued one ends at once, a running one at its next denoising step."""
         return show(service, caller, await service.client.cancel(caller.owner, job_id))
 
-    @routes.post("/inference/{job_id}/redeliver", responses=documented(401, 403, 404, 409, 422, 503))
+    @routes.post("/inference/{job_id}/redeliver", responses=documented(401, 403, 404, 409, 422, 429, 503))
     async def redeliver(caller: Annotated[Caller, may_submit], job_id: JobId) -> JobStatus:
         """Send the callback of a job that has ended again, under the same webhook id."""
         return show(service, caller, await service.client.redeliver(caller.owner, job_id, uuid4().hex))

@@ -6,8 +6,9 @@ from fastapi import APIRouter, Depends, Query
 
 from callback.states import JobState
 from serve_app.access.clients import Scope
-from serve_app.api.caller import Caller, calling, show
+from serve_app.api.caller import Caller, show
 from serve_app.api.errors import documented
+from serve_app.api.identification import calling
 from serve_app.api.wire import JobList, JobStatus, Status
 from serve_app.service import Service
 
@@ -17,9 +18,9 @@ MAX_PAGE = 500
 def router(service: Service) -> APIRouter:
     """Return the routes, working on `service`."""
     routes = APIRouter(tags=["jobs"])
-    may_read = Depends(calling(service.keys, Scope.READ))
+    may_read = Depends(calling(service, Scope.READ))
 
-    @routes.get("/jobs", responses=documented(401, 403, 422, 503))
+    @routes.get("/jobs", responses=documented(401, 403, 422, 429, 503))
     async def jobs(
         caller: Annotated[Caller, may_read],
         status: Annotated[list[Status] | None, Query(description="Only jobs in these states.")] = None,

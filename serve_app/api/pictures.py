@@ -15,7 +15,7 @@ READ_TIMEOUT_S = 30.0
 PICTURE_ANSWERS: dict[int | str, dict[str, object]] = {
     200: {"description": "The picture.", "content": {"image/png": {}}},
     304: {"description": "The client has the picture already (If-None-Match)."},
-    **documented(401, 403, 404, 410, 422, 500, 503),
+    **documented(401, 403, 404, 410, 422, 429, 500, 503),
 }
 """The OpenAPI entries of a route that serves a picture."""
 

@@ -5,12 +5,14 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+import psutil
 import sqlalchemy as sa
 
 START_TIMEOUT_S = 60
@@ -26,6 +28,7 @@ class PostgresServer:
     """A running server that listens on a socket in `folder` only."""
 
     folder: Path
+    _run_start: Callable[[], None] = lambda: None
     _numbers: count = field(default_factory=count)  # type: ignore[type-arg]
 
     def url(self, database: str = "postgres") -> str:
@@ -40,6 +43,24 @@ class PostgresServer:
             yield self.url(name)
         finally:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def processes(self) -> list[psutil.Process]:
+        """Return the server's processes, the one that started the others first."""
+        number = int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+        server = psutil.Process(number)
+        return [server, *server.children(recursive=True)]
+
+    def start(self) -> None:
+        """Start the server again after it was killed."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                return self._run_start()
+            except RuntimeError:
+                # What its last processes hold is free only when they are gone.
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     def execute(self, statement: str, database: str = "postgres") -> None:
         """Run a statement outside of a transaction."""
@@ -104,9 +125,13 @@ def running_server() -> Iterator[PostgresServer]:
         initdb = ("--auth=trust", "--username=darkroom", "--encoding=UTF8", "--locale=C", "--no-sync")
         run(str(tools / "initdb"), "-D", data, *initdb, timeout_s=START_TIMEOUT_S)
         pg_ctl = (str(tools / "pg_ctl"), "-D", data, "-w")
-        run(*pg_ctl, "-t", str(START_TIMEOUT_S), "-o", options, "start", timeout_s=START_TIMEOUT_S + 5)
+
+        def start() -> None:
+            run(*pg_ctl, "-t", str(START_TIMEOUT_S), "-o", options, "start", timeout_s=START_TIMEOUT_S + 5)
+
+        start()
         try:
-            yield PostgresServer(folder)
+            yield PostgresServer(folder, start)
         finally:
             run(*pg_ctl, "-m", "immediate", "stop", timeout_s=STOP_TIMEOUT_S)
     finally:

@@ -3,18 +3,31 @@
 import json
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import ray
+from bittensor_wallet import Keypair
+from ray import serve
+from ray.serve.context import _get_global_client
 
 from deployments.models import ModelSettings, SimulatedOptions
-from serve_app.access.keys import hash_of, new_key
+from serve_app.access.keys import hash_of, new_key, new_signing_secret
+from serve_app.ingress import ingress
+from stress.callback_server import CallbackServer
+from stress.receiver.signatures import SignatureVerdict
 from tests.apps import App
+from tests.signed_requests import signed
 
 TINY = {"prompt": "x", "width": 64, "height": 64, "num_inference_steps": 1, "job_id": "mine"}
-KEYS = {name: new_key() for name in ("anna", "bert", "reader", "admin", "leaver")}
+KEYS = {name: new_key() for name in ("anna", "bert", "reader", "admin", "leaver", "greedy", "hasty")}
+OURS, ANNA, STRANGER = (Keypair.create_from_uri(uri) for uri in ("//Bob", "//Alice", "//Eve"))
+SIGNING_SECRET = new_signing_secret()
 SCOPES = {"reader": ["read"], "admin": ["admin"]}
+PIXEL_STEPS_A_MINUTE = 512 * 512 * 10
+REQUESTS_A_SECOND = 10.0
 JOB_ROUTES = [
     ("GET", "/inference/status/mine"),
     ("GET", "/inference/result/mine"),
@@ -33,10 +46,24 @@ def guarded(deploy: Callable[..., App], tmp_path_factory: pytest.TempPathFactory
         f"[clients.{name}]\nscopes = {json.dumps(SCOPES.get(name, ['submit', 'read']))}\nkeys = ['{hash_of(key)}']\n"
         for name, key in KEYS.items()
     ]
-    keys_file.write_text("".join(entries))
+    more = {"anna": f"hotkeys = ['{ANNA.ss58_address}']", "bert": f"signing_secret = '{SIGNING_SECRET}'"}
+    text = "".join(entries)
+    for name, line in more.items():
+        text = text.replace(f"[clients.{name}]", f"[clients.{name}]\n{line}")
+    keys_file.write_text(text)
     simulated = SimulatedOptions(step_seconds=0.01)
     models = [ModelSettings(name="quick", engine="simulated", simulated=simulated)]
-    return deploy("guarded", models=models, keys_file=keys_file)
+    with pytest.MonkeyPatch.context() as patch:
+        # What one ingress replica has seen, the other must know.
+        patch.setattr("serve_app.app.ingress", ingress.options(num_replicas=2))
+        return deploy(
+            "guarded",
+            models=models,
+            keys_file=keys_file,
+            hotkey=str(OURS.ss58_address),
+            pixel_steps_per_minute_per_client=PIXEL_STEPS_A_MINUTE,
+            requests_per_second_per_client=REQUESTS_A_SECOND,
+        )
 
 
 @pytest.fixture
@@ -126,6 +153,92 @@ def test_a_key_that_is_taken_out_of_the_file_stops_to_count(guarded: App, ask: C
         assert time.monotonic() < deadline
         time.sleep(0.1)  # The service looks at the file once a second, and tells nobody when it has.
     assert ask("anna", "GET", "/jobs").status_code == 200
+
+
+def test_a_client_with_a_signing_secret_gets_its_callbacks_signed_with_it(ask: Callable[..., httpx.Response]) -> None:
+    verdicts = {}
+    for name in ("anna", "bert"):
+        with CallbackServer(signing_secret=SIGNING_SECRET) as receiver:
+            body = {**TINY, "job_id": "signed", "callback_url": receiver.callback_url}
+            assert ask(name, "POST", "/inference", json=body).status_code == 200
+            assert ask(name, "GET", "/inference/status/signed?wait=25").json()["status"] == "completed"
+            verdicts[name] = receiver.entries_for("signed")[0].signature
+    assert verdicts == {"anna": SignatureVerdict.MISSING, "bert": SignatureVerdict.RIGHT}
+    for client in ("bert", "admin"):
+        answer = ask(client, "GET", "/inference/status/signed?owner=bert" if client == "admin" else "/jobs")
+        assert SIGNING_SECRET not in answer.text
+
+
+def test_a_signed_request_is_its_clients_and_counts_once_at_all_ingress_replicas(guarded: App) -> None:
+    us = str(OURS.ss58_address)
+    body = json.dumps({**TINY, "job_id": "signed-for"}).encode()
+    with httpx.Client(base_url=guarded.url, timeout=30, trust_env=False) as http:
+        json_headers = {"Content-Type": "application/json"}
+        sent = {**signed(ANNA, us, body), **json_headers}
+        answers = [http.post("/inference", content=body, headers=sent) for _ in range(20)]
+        assert [answer.status_code for answer in answers] == [200, *[401] * 19]
+        assert {answer.json()["error_code"] for answer in answers[1:]} == {"request_replayed"}
+        status = http.get("/inference/status/signed-for?wait=25", headers=signed(ANNA, us, digest_of=b"{}"))
+        assert status.json()["status"] == "completed"
+        assert http.get("/jobs", headers={"Authorization": f"Bearer {KEYS['anna']}"}).json()["inference_jobs"]
+
+        stranger = http.get("/jobs", headers=signed(STRANGER, us))
+        assert (stranger.status_code, stranger.json()["error_code"]) == (403, "forbidden")
+        wrong = http.post("/inference", content=body + b" ", headers={**signed(ANNA, us, body), **json_headers})
+        assert (wrong.status_code, wrong.json()["error_code"]) == (401, "unauthenticated")
+
+
+def test_no_secret_is_in_any_output(guarded: App, ask: Callable[..., httpx.Response]) -> None:
+    secrets = [*KEYS.values(), SIGNING_SECRET, callback_secret := "callback-secret-that-nobody-may-see"]
+    signature = signed(ANNA, str(OURS.ss58_address))
+    outputs = {}
+    with CallbackServer() as gone:
+        nowhere = gone.callback_url
+    for n, changed in enumerate(({}, {"callback_url": nowhere}, {"width": -1}, {"callback_url": "http://10.0.0.1/"})):
+        body = {**TINY, "job_id": f"secret-{n}", "callback_secret": callback_secret, **changed}
+        outputs[f"submit {n}"] = ask("bert", "POST", "/inference", json=body).text
+        outputs[f"status {n}"] = ask("bert", "GET", f"/inference/status/secret-{n}?wait=25").text
+    outputs["wrong key"] = ask(KEYS["bert"] + "x", "GET", "/jobs").text
+    for path in ("/jobs", "/health", "/", "/openapi.json"):
+        outputs[path] = ask("admin", "GET", path).text
+    outputs["Serve"] = str(serve.status())
+    outputs["Serve's details"] = str(_get_global_client().get_serve_details())
+    outputs["metrics"] = metrics()
+    assert "darkroom_jobs" in outputs["metrics"]
+    logs = Path(ray.get_runtime_context().get_temp_dir(), ray.get_runtime_context().get_session_name(), "logs")
+    read = {str(file): file.read_text(errors="replace") for file in logs.rglob("*") if file.is_file()}
+    assert any("secret-1" in text for text in read.values())
+    for where, text in (outputs | read).items():
+        assert not [secret for secret in secrets if secret in text], where
+        assert signature["Authorization"] not in text, where
+
+
+def metrics() -> str:
+    """Return what Prometheus would scrape."""
+    (node,) = ray.nodes()
+    return httpx.get(f"http://127.0.0.1:{node['MetricsExportPort']}/metrics", timeout=30, trust_env=False).text
+
+
+def test_a_client_that_asks_for_too_much_work_waits_and_others_do_not(ask: Callable[..., httpx.Response]) -> None:
+    large = {**TINY, "width": 512, "height": 512, "num_inference_steps": 15}
+    assert ask("greedy", "POST", "/inference", json={**large, "job_id": "first"}).status_code == 200
+    refused = ask("greedy", "POST", "/inference", json={**TINY, "job_id": "second"})
+    assert (refused.status_code, refused.json()["error_code"]) == (429, "allowance_used")
+    # Half a minute's worth too much; a moment of it has passed.
+    assert 20 <= int(refused.headers["Retry-After"]) <= 30
+    assert ask("greedy", "POST", "/inference", json={**large, "job_id": "first"}).status_code == 200
+    assert ask("anna", "POST", "/inference", json={**TINY, "job_id": "beside"}).status_code == 200
+
+
+def test_a_client_that_sends_too_many_requests_is_slowed_down_and_others_are_not(
+    ask: Callable[..., httpx.Response],
+) -> None:
+    answers = [ask("hasty", "GET", "/inference/status/none") for _ in range(300)]
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {404, 429}
+    assert {answer.json()["error_code"] for answer in refused} == {"too_many_requests"}
+    assert {answer.headers["Retry-After"] for answer in refused} == {"1"}
+    assert ask("anna", "GET", "/inference/status/none").status_code == 404
 
 
 def test_health_and_the_root_need_no_key_and_the_document_says_how(ask: Callable[..., httpx.Response]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from stress.callback_server import CallbackServer
 from stress.client import DarkroomClient
 from stress.errors import ConflictError
+from stress.receiver.signatures import SignatureVerdict
 from tests.apps import App
 from tests.e2e.conftest import SECRET
 
@@ -120,6 +121,18 @@ def test_a_redirect_is_not_followed(client: DarkroomClient, receiver: CallbackSe
         assert status.callback is not None
         assert (status.callback.status, status.callback.status_code) == ("failed", 307)
         assert elsewhere.entries() == ()
+
+
+def test_a_callback_is_signed_with_the_key_that_the_service_publishes(
+    client: DarkroomClient, http: httpx.Client
+) -> None:
+    public_key = http.get("/").json()["callback_public_key"]
+    with CallbackServer(secret=SECRET, public_key=public_key) as receiver:
+        body = {**TINY, "callback_url": receiver.callback_url, "callback_secret": SECRET}
+        job_id = client.submit(**body).job_id
+        assert client.wait(job_id).status == "completed"
+        (entry,) = receiver.entries_for(job_id)
+    assert (entry.signature, entry.has_image) == (SignatureVerdict.RIGHT, True)
 
 
 def test_a_failed_job_calls_back_with_its_error_and_no_picture(

@@ -1,6 +1,7 @@
 """Where callbacks may go. Nothing here is resolved over a network: the resolver is the test's own."""
 
 import asyncio
+import base64
 import ipaddress
 import socket
 import ssl
@@ -21,10 +22,13 @@ from yarl import URL
 from callback.delivery_rows import Parcel
 from callback.egress import LOOKUPS_OF_ONE_HOST, EgressPolicy, Target, receiver_of, system_resolver
 from callback.errors import EgressRefused
-from callback.sender import NoReply, Reply, Sender
+from callback.sender import Message, NoReply, Reply, Sender
+from callback.signing import Signer
 from tests.unit.callback.raw_receiver import raw_receiver
 from tests.unit.callback.tracker_kit import BOUND_S
 
+SIGNER = Signer("whsk_" + base64.b64encode(bytes(32)).decode())
+MESSAGE = Message("text/plain", b"It broke.")
 PUBLIC = "93.184.215.14"
 
 
@@ -396,6 +400,7 @@ def parcel(url: str) -> Parcel:
         attempts_before=0,
         url=url,
         secret=None,
+        signing_secret=None,
         image_url=None,
         expiry=None,
         give_up_at=1e12,
@@ -411,8 +416,8 @@ def parcel(url: str) -> Parcel:
 
 
 async def post(target: Target, tls: ssl.SSLContext | None = None) -> Reply:
-    async with Sender(tls) as sender:
-        return await sender.post(parcel(str(target.url)), None, target, sent_at=1_900_000_000.0, timeout_s=10)
+    async with Sender(SIGNER, tls) as sender:
+        return await sender.post(parcel(str(target.url)), MESSAGE, target, sent_at=1_900_000_000.0, timeout_s=10)
 
 
 async def test_the_checked_address_is_connected_to_and_the_host_keeps_its_name() -> None:
@@ -440,10 +445,10 @@ async def test_the_next_address_is_tried_when_the_first_does_not_answer() -> Non
 
 
 async def test_nothing_is_sent_when_the_time_is_over() -> None:
-    async with raw_receiver() as receiver, Sender() as sender:
+    async with raw_receiver() as receiver, Sender(SIGNER) as sender:
         target = Target(URL(receiver.url), ("127.0.0.1",))
         with pytest.raises(NoReply, match="time for this attempt was over"):
-            await sender.post(parcel(receiver.url), None, target, sent_at=1_900_000_000.0, timeout_s=0)
+            await sender.post(parcel(receiver.url), MESSAGE, target, sent_at=1_900_000_000.0, timeout_s=0)
 
     assert receiver.connections == 0
 

@@ -11,7 +11,7 @@ from rendering_kit import make_request
 from deployments import text_to_image
 from deployments.errors import EngineUnhealthy
 from deployments.models import ModelSettings, SimulatedOptions
-from deployments.render import RenderEvent, RenderFinished, RenderProgress, RenderStarted
+from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderProgress, RenderStarted
 from deployments.text_to_image import TextToImage, actor_resources, deployment_for
 
 Replica = Callable[..., TextToImage]
@@ -127,6 +127,21 @@ def test_a_replica_reserves_what_its_engine_uses(
 def test_each_model_is_a_deployment_of_its_own() -> None:
     assert deployment_for(ModelSettings(name="a", engine="noop")).name == "TextToImage-a"
     assert deployment_for(ModelSettings(name="a", engine="noop"), name="Other").name == "Other"
+
+
+async def test_progress_that_comes_with_the_start_waits_for_what_makes_it_stale(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(text_to_image, "PROGRESS_HOLD_S", 3600)
+    box = text_to_image._Mailbox(asyncio.get_running_loop())
+    started, progress = RenderStarted("replica", "cpu"), RenderProgress("denoising", 1, 4)
+    failed = RenderFailed("render_error", "It broke.")
+    box._put(started)
+    box._put(progress)
+    events = aiter(box)
+    assert await anext(events) is started
+    box._put(failed)
+    assert await asyncio.wait_for(anext(events), 60) is failed
 
 
 async def test_a_picture_that_is_there_before_its_progress_is_told_comes_without_it(

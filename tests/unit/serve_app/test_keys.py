@@ -8,7 +8,9 @@ from typer.testing import CliRunner
 
 from serve_app.access.__main__ import main
 from serve_app.access.clients import Scope
-from serve_app.access.keys import KeyRing, KeysUnusable, hash_of, new_key
+from serve_app.access.keys import KeyRing, KeysUnusable, hash_of, new_key, new_signing_secret
+
+HOTKEY = "5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY"
 
 
 def entry(name: str, *keys: str, scopes: str = '"submit", "read"') -> str:
@@ -32,6 +34,16 @@ def test_each_key_of_a_client_is_the_client_and_no_other_is_anybody(path: Path) 
     assert third is not None
     assert (third.name, third.may(Scope.SUBMIT)) == ("b", False)
     assert [ring.client_of(wrong) for wrong in ("", "a", hash_of(old), old + "x", "\udcff")] == [None] * 5
+
+
+def test_a_client_may_sign_its_requests_and_have_its_callbacks_signed(path: Path) -> None:
+    secret = new_signing_secret()
+    path.write_text(f'[clients.a]\nhotkeys = ["{HOTKEY}"]\nsigning_secret = "{secret}"\n')
+    client = KeyRing(path).client_of_hotkey(HOTKEY)
+    assert client is not None
+    assert (client.name, client.signing_secret) == ("a", secret)
+    assert secret not in repr(client)
+    assert KeyRing(path).client_of(HOTKEY) is None
 
 
 def test_a_key_is_changed_while_the_service_runs(path: Path) -> None:
@@ -78,7 +90,10 @@ def test_a_file_that_breaks_leaves_the_keys_as_they_were_and_says_so(path: Path)
         ('my-secret-key = "studio"', "wrong at *"),
         ("[clients.a]\nkeys = []", "has none"),
         ("", "has none"),
-        (entry("a", "k") + entry("b", "k"), "a and b have the same API key"),
+        (entry("a", "k") + entry("b", "k"), "a and b have the same key"),
+        (entry("a", "k") + f"hotkeys = ['{HOTKEY}']\n[clients.b]\nhotkeys = ['{HOTKEY}']", "a and b have the same key"),
+        ('[clients.a]\nhotkeys = ["my-secret-key"]', "clients.*.hotkeys.*"),
+        ('[clients.a]\nkeys = []\nsigning_secret = "my-secret-key"', "clients.*.signing_secret"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_a_sentence_and_without_a_secret(

@@ -1,0 +1,55 @@
+"""Who may take a store over: a tracker of the same Darkroom at once, one of another only when the owner is silent.
+
+Otherwise two Darkrooms that were given one store by mistake would depose each other for ever.
+"""
+
+from dataclasses import dataclass
+
+from callback.clock import Clock
+from callback.errors import StoreInUse
+from observability.logs import get_logger
+
+HEARTBEAT_S = 5.0
+"""How often the owner says that it is there."""
+SILENT_S = 15.0
+"""An owner that has said nothing for so long is gone."""
+NOBODY = ""
+"""Holder of a store that its last owner gave up."""
+_NAMELESS = "pid "
+"""Earlier code wrote its process id, and did not say which Darkroom it was of."""
+
+_log = get_logger("tracker")
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """The owner in the store. `holder` names its Darkroom; `seen_at` is when it was last there, by its own clock."""
+
+    epoch: int
+    holder: str
+    seen_at: float
+
+
+class Succession:
+    """Judges the owners that a tracker of `holder` finds, one look after the other."""
+
+    def __init__(self, holder: str, clock: Clock) -> None:
+        self.holder = holder
+        self._clock = clock
+        self._found: Ownership | None = None
+        self._unchanged_since = 0.0
+
+    def check(self, found: Ownership) -> None:
+        """Return if the store may be taken from this owner. Raises `StoreInUse`."""
+        if found.holder in {self.holder, NOBODY} or found.holder.startswith(_NAMELESS):
+            return
+        steady = self._clock.steady()
+        if found != self._found:
+            self._found, self._unchanged_since = found, steady
+        # The owner's clock may be ahead of ours: then it is silent when we have seen no change for so long.
+        silent_s = max(self._clock.now() - found.seen_at, steady - self._unchanged_since)
+        if silent_s <= SILENT_S:
+            _log.error("another Darkroom owns the store", extra={"holder": found.holder, "silent_s": round(silent_s)})
+            raise StoreInUse(
+                "Another running Darkroom uses this job store. Stop it, or give each a store_url of its own."
+            )

@@ -1,0 +1,77 @@
+"""Who sends a request: a client by its API key or its signature, or anybody where clients are not told apart."""
+
+import math
+import time
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+from uuid import uuid4
+
+from fastapi import Depends, Query, Request
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+
+from callback.allowance import Allowance
+from callback.records import Remember
+from serve_app.access import epistula
+from serve_app.access.clients import PUBLIC, Client, Scope
+from serve_app.access.keys import KeyRing
+from serve_app.api.caller import Caller
+from serve_app.api.errors import Refused
+from serve_app.service import Service
+
+_BEARER = HTTPBearer(auto_error=False, description="An API key.")
+
+
+def calling(service: Service, scope: Scope) -> Callable[..., Awaitable[Caller]]:
+    """Return the dependency of a route that needs `scope`. Without keys everybody is the same client."""
+    keys, hotkey = service.keys, service.settings.hotkey
+
+    async def anybody() -> Caller:
+        _count(service.requests, PUBLIC)
+        return Caller(PUBLIC)
+
+    async def known(
+        request: Request,
+        credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)],
+        owner: Annotated[str | None, Query(description="Another client, whose jobs are meant; for admins.")] = None,
+    ) -> Caller:
+        assert keys is not None  # noqa: S101 - see below
+        client = keys.client_of(credentials.credentials) if credentials else None
+        if client is None and hotkey is not None and "Epistula-Signed-By" in request.headers:
+            client = await _signer(service, keys, hotkey, request)
+        if client is None:
+            sentence = "Send a valid API key of this server as `Authorization: Bearer <key>`."
+            raise Refused(401, "unauthenticated", sentence)
+        _count(service.requests, client)
+        if not client.may(scope):
+            raise Refused(403, "forbidden", f"You may not {scope}. Ask the operator for a key with that scope.")
+        if owner not in {None, client.name} and not client.is_admin:
+            raise Refused(403, "forbidden", "Only an admin may name another client as owner.")
+        return Caller(client, owner)
+
+    return anybody if keys is None else known
+
+
+async def _signer(service: Service, keys: KeyRing, hotkey: str, request: Request) -> Client:
+    """Return the client whose signed request this is. Raises `Refused`, and what the tracker raises."""
+    try:
+        signed = epistula.verify(request.method, request.headers, await request.body(), hotkey=hotkey, now=time.time())
+    except epistula.NotSigned as error:
+        raise Refused(401, "unauthenticated", str(error)) from None
+    client = keys.client_of_hotkey(signed.sender)
+    if client is None:
+        raise Refused(403, "forbidden", "Sender not allowed. Ask the operator to enter your hotkey.")
+    # Only of those who are known, so that nobody else can fill the memory.
+    await service.client.remember(
+        Remember(f"{signed.sender} {signed.uuid}", uuid4().hex, signed.signed_at, 2 * epistula.FRESH_S)
+    )
+    return client
+
+
+def _count(requests: Allowance | None, client: Client) -> None:
+    """Take a request from what the client may send. Raises `Refused` if that is used up."""
+    if requests is None:
+        return
+    if (wait_s := requests.wait_s(client.name)) > 0:
+        sentence = f"You send more requests a second than this server takes of one client. Wait {math.ceil(wait_s)} s."
+        raise Refused(429, "too_many_requests", f"{sentence} Long polls (`?wait=25`) need fewer.", wait_s)
+    requests.use(client.name, 1)

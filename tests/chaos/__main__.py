@@ -1,0 +1,125 @@
+"""`python -m tests.chaos`: the long run. Prints what broke and how long recovery took; exits 1 if a promise broke."""
+
+import json
+import random
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tests.chaos.audit import Ended, Violation, audit
+from tests.chaos.faults import Kind, schedule
+from tests.chaos.load import FINAL, Accepted, Journal, Load, references, seen
+from tests.chaos.recovery import Recovery, measure, summary
+from tests.chaos.world import World
+
+SETTLE_S = 300.0
+"""How long the last jobs and callbacks may take when nothing is done any more."""
+PAUSE_S = 4.0
+
+console = Console()
+
+
+def main(
+    minutes: Annotated[float, typer.Option(help="How long things are done.")] = 30.0,
+    seed: Annotated[int | None, typer.Option(help="Repeats the order of an earlier run.")] = None,
+    rate: Annotated[float, typer.Option(help="Jobs a second.")] = 1.2,
+    only: Annotated[list[Kind] | None, typer.Option(help="Only these kinds of processes.")] = None,
+    sqlite: Annotated[bool, typer.Option("--sqlite", help="The default store; without a database server.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the figures there, as JSON.")] = None,
+) -> None:
+    """Kill and stop processes of a Darkroom under load, then audit every job that was accepted."""
+    seed = random.SystemRandom().randrange(10**6) if seed is None else seed
+    console.print(f"seed {seed}")
+    journal, recoveries, fault_times = Journal(), [], []
+    with tempfile.TemporaryDirectory(prefix="dk-chaos-") as home, World(Path(home), postgresql=not sqlite) as world:
+        with world.http() as http:
+            right = references(http)
+            with Load(world, right, journal, rate=rate, seed=seed):
+                ends = time.monotonic() + minutes * 60
+                for fault in schedule(only or world.kinds, seed):
+                    if time.monotonic() > ends:
+                        break
+                    fault_times.append(time.time())
+                    began = time.monotonic()
+                    world.do(fault)
+                    recoveries.append(measure(http, fault, began))
+                    console.print(f"{len(journal.accepted):5} jobs  {recoveries[-1]}")
+                    # What was stopped goes on before the next thing is done, so that each can be told apart.
+                    world.mend()
+                    time.sleep(PAUSE_S)
+            ended = _settle(http, journal.accepted)
+        violations = audit(journal.accepted, ended, journal.finals, world.receiver.entries(), fault_times)
+        violations += _of_files(world, {job.right for job in journal.accepted} | set(right.values()))
+    _report(seed, journal.accepted, recoveries, violations, out)
+    raise typer.Exit(1 if violations else 0)
+
+
+def _settle(http: httpx.Client, accepted: Sequence[Accepted]) -> dict[str, Ended]:
+    """Wait until every job has ended and its callback is final, or the time for it is over."""
+    deadline = time.monotonic() + SETTLE_S
+    found = {}
+    for job in accepted:
+        while True:
+            answer = http.get(f"/inference/status/{job.job_id}", params={"wait": 25})
+            status = answer.json()
+            over = answer.status_code == 404 or (status["status"] in FINAL and status["callback"]["final"])
+            if over or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
+        if answer.status_code != 200:
+            found[job.job_id] = Ended(None, None, None)
+            continue
+        picture = http.get(f"/inference/result/{job.job_id}")
+        digest = sha256(picture.content).hexdigest() if picture.status_code == 200 else None
+        found[job.job_id] = Ended(seen(status), digest, (status["callback"] or {}).get("status"))
+    return found
+
+
+def _of_files(world: World, right: set[str]) -> list[Violation]:
+    """Every file that has a picture's name is a whole and right picture, also those that no job names."""
+    probe = {sha256(file.read_bytes()).hexdigest(): file for file in world.files()}
+    # The probes of the recovery have one picture of their own.
+    strangers = [file for digest, file in probe.items() if digest not in right]
+    return [Violation("file that is no right picture", file.name) for file in strangers[1:]]
+
+
+def _report(
+    seed: int,
+    accepted: Sequence[Accepted],
+    recoveries: Sequence[Recovery],
+    violations: Sequence[Violation],
+    out: Path | None,
+) -> None:
+    table = Table(
+        "process", "done", "times", "accepts p50", "max", "picture p50", "max", title=f"recovery, s (seed {seed})"
+    )
+    rows = summary(recoveries)
+    for row in rows:
+        table.add_row(*(str(value) for value in row.values()))
+    console.print(table)
+    counts = Counter(violation.what for violation in violations)
+    console.print(f"{len(accepted)} jobs accepted, {len(recoveries)} faults, broken promises: {dict(counts) or 'none'}")
+    for violation in violations[:20]:
+        console.print(f"  {violation}")
+    if out is not None:
+        figures = {
+            "seed": seed,
+            "accepted": len(accepted),
+            "faults": len(recoveries),
+            "broken": counts,
+            "recovery": rows,
+        }
+        out.write_text(json.dumps(figures, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,158 @@
+"""A Darkroom of the driver's own with its receiver and, if wanted, a PostgreSQL server; and what is done to them."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import psutil
+import yaml
+
+from launcher.local import LocalDarkroom, kill_instance, processes_of
+from stress.callback_server import CallbackServer
+from tests.apps import free_port
+from tests.chaos.faults import Action, Fault, Kind
+from tests.contract.postgres_server import PostgresServer, running_server
+
+CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
+SECRET = "chaos-secret"
+FIND_S = 60.0
+"""How long a process that is being replaced is looked for."""
+_TITLES = {
+    Kind.TRACKER: "ray::TrackerActor",
+    Kind.INGRESS: "ray::ServeReplica:darkroom:Ingress",
+    Kind.MODEL: "ray::ServeReplica:darkroom:TextToImage",
+    Kind.PROXY: "ray::ProxyActor",
+    Kind.CONTROLLER: "ray::ServeController",
+}
+
+
+class World:
+    """The shipped configuration on a free port, in `home`. Use it as a context manager."""
+
+    def __init__(self, home: Path, *, postgresql: bool) -> None:
+        self._home = home
+        self._wants_postgresql = postgresql
+        self._stack = ExitStack()
+        self._timers: list[threading.Timer] = []
+        self._postgres: PostgresServer | None = None
+        self._config: dict[str, Any] = yaml.safe_load(CONFIG.read_text())
+        self._config["http_options"]["port"] = free_port()
+        (application,) = self._config["applications"]
+        application["args"]["service_url"] = self.url
+
+    @property
+    def url(self) -> str:
+        """Where the service answers."""
+        return f"http://127.0.0.1:{self._config['http_options']['port']}"
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """The kinds of processes that there are."""
+        return tuple(kind for kind in Kind if kind is not Kind.POSTGRESQL or self._wants_postgresql)
+
+    @property
+    def pictures(self) -> Path:
+        """The folder of the artifacts."""
+        return self._home / "data" / "pictures"
+
+    def __enter__(self) -> Self:
+        self._home.mkdir(parents=True, exist_ok=True)
+        if self._wants_postgresql:
+            self._postgres = self._stack.enter_context(running_server())
+            os.environ["DARKROOM_STORE_URL"] = self._postgres.url()
+            self._stack.callback(os.environ.pop, "DARKROOM_STORE_URL", None)
+        self.receiver = self._stack.enter_context(CallbackServer(secret=SECRET))
+        self._log = self._stack.enter_context((self._home / "service.log").open("ab"))
+        self._start()
+        self._stack.callback(self._end)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.mend()
+        self._stack.close()
+
+    def _start(self) -> None:
+        file = self._home / "chaos.yaml"
+        file.write_text(yaml.safe_dump(self._config))
+        self._darkroom = LocalDarkroom(file, self._home)
+        self._darkroom.start(log=self._log.fileno())
+        self._darkroom.wait_until_ready()
+
+    def _end(self) -> None:
+        self._darkroom.stop()
+
+    def mend(self) -> None:
+        """Let everything that was stopped go on."""
+        for timer in self._timers:
+            timer.join()
+        self._timers.clear()
+
+    def do(self, fault: Fault) -> None:
+        """Do it. What is killed of our own is started again at once; what is stopped goes on after its time."""
+        match fault.kind:
+            case Kind.INSTANCE:
+                kill_instance(self._darkroom.instance)
+                self._start()
+            case Kind.RECEIVER:
+                self._disturb_receiver(fault)
+            case Kind.POSTGRESQL:
+                self._disturb_postgresql(fault)
+            case _:
+                self._signal([self._find(_TITLES[fault.kind])], fault)
+
+    def _disturb_receiver(self, fault: Fault) -> None:
+        if fault.action is Action.KILL:
+            self.receiver.stop()
+            self._later(2.0, self.receiver.start)
+            return
+        self.receiver.misbehave(delay_s=fault.stop_s)
+        self._later(fault.stop_s, self.receiver.behave)
+
+    def _disturb_postgresql(self, fault: Fault) -> None:
+        assert self._postgres is not None
+        self._signal(self._postgres.processes(), fault)
+        if fault.action is Action.KILL:
+            self._postgres.start()
+
+    def _signal(self, processes: list[psutil.Process], fault: Fault) -> None:
+        first, then = (signal.SIGKILL, None) if fault.action is Action.KILL else (signal.SIGSTOP, signal.SIGCONT)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(first)
+        if then is not None:
+            self._later(fault.stop_s, lambda: _send_all(processes, then))
+
+    def _later(self, after_s: float, what: Callable[[], object]) -> None:
+        timer = threading.Timer(after_s, what)
+        timer.start()
+        self._timers.append(timer)
+
+    def _find(self, title: str) -> psutil.Process:
+        deadline = time.monotonic() + FIND_S
+        while time.monotonic() < deadline:
+            for process in processes_of(self._darkroom.instance):
+                with suppress(psutil.Error):
+                    if title in " ".join(process.cmdline()):
+                        return process
+            time.sleep(0.2)
+        raise RuntimeError(f"There is no process {title} for {FIND_S:g} s: the service did not replace it.")
+
+    def http(self) -> httpx.Client:
+        """Return a client that waits no longer than a person would."""
+        return httpx.Client(base_url=self.url, timeout=40, trust_env=False)
+
+    def files(self) -> Iterator[Path]:
+        """Yield every stored picture."""
+        return self.pictures.rglob("*.png")
+
+
+def _send_all(processes: list[psutil.Process], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)

@@ -1,0 +1,96 @@
+"""Signed requests: what is accepted, and each way in which one can be wrong."""
+
+from collections.abc import Callable
+
+import httpx
+import pytest
+from bittensor_wallet import Keypair
+
+from serve_app.access.epistula import FRESH_S, NotSigned, SignedRequest, verify
+from tests.signed_requests import signed
+
+ALICE, BOB, EVE = (Keypair.create_from_uri(uri) for uri in ("//Alice", "//Bob", "//Eve"))
+US = str(BOB.ss58_address)
+BODY = b'{"prompt": "a lighthouse"}'
+NOW = 1_900_000_000.0
+Change = Callable[[dict[str, str]], None]
+
+
+def headers(body: bytes = BODY, *, at: float = NOW, digest_of: bytes | None = None) -> dict[str, str]:
+    return signed(ALICE, US, body, uuid="number", milliseconds=round(at * 1000), digest_of=digest_of)
+
+
+def check(sent: dict[str, str], body: bytes = BODY, method: str = "POST") -> SignedRequest:
+    return verify(method, httpx.Headers(sent), body, hotkey=US, now=NOW)
+
+
+def test_a_signed_request_is_its_senders() -> None:
+    expected = SignedRequest(str(ALICE.ss58_address), "number", NOW)
+    assert check(headers()) == expected
+    bare = {name: value.replace("0x", "", 1) if name == "Authorization" else value for name, value in headers().items()}
+    assert check(bare) == expected
+    twice = headers()
+    assert check({**twice, "Epistula-Signature": twice["Authorization"].removeprefix("Epistula ")}) == expected
+
+
+@pytest.mark.parametrize("digest_of", [b"", b"{}"])
+def test_a_get_without_a_body_may_be_signed_over_an_empty_object(digest_of: bytes) -> None:
+    assert check(headers(b"", digest_of=digest_of), b"", "GET").uuid == "number"
+
+
+@pytest.mark.parametrize("method", ["POST", "DELETE"])
+def test_no_other_request_may(method: str) -> None:
+    with pytest.raises(NotSigned, match="Signature Mismatch"):
+        check(headers(b"", digest_of=b"{}"), b"", method)
+
+
+@pytest.mark.parametrize("away_s", [-FRESH_S, FRESH_S])
+def test_clocks_may_differ_by_seconds(away_s: float) -> None:
+    assert check(headers(at=NOW + away_s)).signed_at == NOW + away_s
+
+
+def put(name: str, value: str) -> Change:
+    return lambda sent: sent.update({name: value})
+
+
+def drop(name: str) -> Change:
+    return lambda sent: sent.pop(name) and None
+
+
+WRONG: list[tuple[Change, str]] = [
+    (drop("Authorization"), "Authorization header required"),
+    (put("Authorization", "Bearer 0x00"), "Authorization header required"),
+    (put("Authorization", "Epistula"), "Authorization header required"),
+    (put("Authorization", "Epistula zz"), "Invalid Signature Format"),
+    (put("Authorization", "Epistula 0x00"), "Invalid Signature Format"),
+    (put("Authorization", "Epistula 0x" + "00" * 64), "Signature"),
+    (put("Epistula-Signature", "0x11"), "differ"),
+    *((drop(name), "Missing headers") for name in ("Epistula-Timestamp", "Epistula-UUID", "Epistula-Signed-By")),
+    (put("Epistula-UUID", ""), "Missing headers"),
+    (put("Epistula-UUID", "other"), "Signature Mismatch"),
+    (put("Epistula-UUID", "x" * 129), "longer than 128"),
+    (put("Epistula-Timestamp", "soon"), "Invalid Timestamp"),
+    (put("Epistula-Timestamp", "-1"), "Invalid Timestamp"),
+    (put("Epistula-Timestamp", "1e12"), "Invalid Timestamp"),
+    (put("Epistula-Timestamp", "1" * 5000), "Invalid Timestamp"),
+    (put("Epistula-Timestamp", str(round(NOW * 1000) + 1)), "Signature Mismatch"),
+    (put("Epistula-Timestamp", str(round((NOW - FRESH_S) * 1000) - 1)), "too stale"),
+    (put("Epistula-Timestamp", str(round((NOW + FRESH_S) * 1000) + 1)), "too early"),
+    (put("Epistula-Signed-For", str(EVE.ss58_address)), "Invalid signed_for address"),
+    (put("Epistula-Signed-By", "me"), "Invalid Keypair"),
+    (put("Epistula-Signed-By", str(EVE.ss58_address)), "Signature Mismatch"),
+]
+
+
+@pytest.mark.parametrize(("change", "said"), WRONG)
+def test_whatever_is_wrong_is_refused_with_a_sentence(change: Change, said: str) -> None:
+    sent = headers()
+    change(sent)
+    with pytest.raises(NotSigned, match=said) as refused:
+        check(sent)
+    assert str(refused.value).endswith(".")
+
+
+def test_another_body_is_not_the_signed_one() -> None:
+    with pytest.raises(NotSigned, match="Signature Mismatch"):
+        check(headers(), BODY + b" ")
