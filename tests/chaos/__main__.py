@@ -31,7 +31,7 @@ console = Console()
 def main(
     minutes: Annotated[float, typer.Option(help="How long things are done.")] = 30.0,
     seed: Annotated[int | None, typer.Option(help="Repeats the order of an earlier run.")] = None,
-    rate: Annotated[float, typer.Option(help="Jobs a second.")] = 1.2,
+    rate: Annotated[float, typer.Option(help="Jobs a second.")] = 2.5,
     only: Annotated[list[Kind] | None, typer.Option(help="Only these kinds of processes.")] = None,
     sqlite: Annotated[bool, typer.Option("--sqlite", help="The default store; without a database server.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the figures there, as JSON.")] = None,
