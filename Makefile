@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo serve stop test bench gpu-check lint format clean
+.PHONY: help demo serve stop test bench chaos gpu-check lint format clean
 
 help:            ## show the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -33,6 +33,9 @@ test: $(READY)   ## run the tests
 
 bench: $(READY)  ## measure what Darkroom costs; QUICK=1 for two minutes instead of an hour
 	$(BIN)/python -m bench all $(if $(QUICK),--quick)
+
+chaos: $(READY)  ## kill and stop every kind of process under load for half an hour, and audit every job
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 gpu-check: $(READY)  ## check and measure the engine on the device at hand, writes bench/gpu-results.json
 	$(BIN)/python -m bench.gpu $(ARGS)

@@ -51,7 +51,6 @@ class Acceptance:
         refusal = self._refusal_for(job.owner)
         self.last_seq += 1
         seq, now = self.last_seq, self._clock.now()
-        fresh = False
 
         def work(tx: sa.Connection) -> tuple[JobView, bool]:
             if refusal is None and not _is_alias(tx, job) and job_rows.insert(self._insert, tx, job, seq, now):
@@ -66,9 +65,10 @@ class Acceptance:
             return _fresh_view(job, seq, now), True
 
         def show(accepted: tuple[JobView, bool]) -> JobView:
-            nonlocal fresh
             view, fresh = accepted
             if fresh:
+                if self._allowance is not None:
+                    self._allowance.use(job.owner, job.pixel_steps)
                 self._board.put(Entry(view, waiting_since=now, waits_from=self._clock.steady()))
                 self._metrics.submitted(view.model)
                 _log.info("job accepted", extra={"job_id": view.job_id, "key": view.key, "seq": seq})
@@ -76,17 +76,13 @@ class Acceptance:
             # Of an open job memory knows more than its row.
             return entry.view if entry is not None else view
 
-        taken = job.pixel_steps if refusal is None else 0
         self._being_submitted[job.owner] += 1
-        self._use(job.owner, taken)
         try:
             accepted: JobView = await self._run(work, show)
         finally:
             self._being_submitted[job.owner] -= 1
             if not self._being_submitted[job.owner]:
                 del self._being_submitted[job.owner]
-            if not fresh:
-                self._use(job.owner, -taken)
         return accepted
 
     def _refusal_for(self, owner: str) -> Refusal | None:
@@ -104,10 +100,6 @@ class Acceptance:
                 wait_s,
             )
         return None
-
-    def _use(self, owner: str, pixel_steps: int) -> None:
-        if self._allowance is not None:
-            self._allowance.use(owner, pixel_steps)
 
 
 def _fresh_view(job: NewJob, seq: int, now: float) -> JobView:

@@ -2,7 +2,9 @@
 
 import asyncio
 import os
+import socket
 from dataclasses import replace
+from pathlib import Path
 
 import ray
 
@@ -14,6 +16,7 @@ from observability.logs import configure, get_logger
 
 STORE_RETRY_S = 1.0
 EXIT_AFTER_RETIREMENT_S = 15.0
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 _log = get_logger("tracker")
 
@@ -54,8 +57,16 @@ class TrackerActor(JobTracker):
 
 
 def _darkroom() -> str:
-    """Name this Darkroom: the Ray instance that it runs on, and the tracker's name there."""
+    """Name this Darkroom (`callback.ownership.Ownership.holder`): its Ray instance, and the tracker's name there."""
     if not ray.is_initialized():
-        return f"process {os.getpid()}"
+        return f"{_clock_name()}/process {os.getpid()}"
     context = ray.get_runtime_context()
-    return f"{context.get_session_name()} {context.get_actor_name() or ''}"
+    return f"{_clock_name()}/{context.get_session_name()} {context.get_actor_name() or ''}"
+
+
+def _clock_name() -> str:
+    """Name the clock that this process reads: that of the machine, as it was booted. Containers share it."""
+    try:
+        return _BOOT_ID.read_text().strip()
+    except OSError:
+        return socket.gethostname()

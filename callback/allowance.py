@@ -23,10 +23,5 @@ class Allowance:
         return max(0.0, self._whole_at.get(client, 0.0) - self._steady() - self._burst_s)
 
     def use(self, client: str, amount: float) -> None:
-        """Take `amount` from what the client has; a negative one gives it back."""
-        now = self._steady()
-        whole_at = max(self._whole_at.get(client, 0.0), now) + amount / self._per_s
-        if whole_at > now:
-            self._whole_at[client] = whole_at
-        else:
-            self._whole_at.pop(client, None)
+        """Take `amount` from what the client has."""
+        self._whole_at[client] = max(self._whole_at.get(client, 0.0), self._steady()) + amount / self._per_s

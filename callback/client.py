@@ -276,7 +276,15 @@ class TrackerClient:
 
     async def remember(self, command: Remember, *, timeout_s: float = 5.0) -> None:
         """Notice a signed request. Raises `RequestReplayed` if it came before, `Unavailable`."""
-        await self._execute(command, timeout_s)
+        # By itself: a tracker of an earlier release, about to be replaced, fails on it and on what comes with it.
+        deadline = time.monotonic() + timeout_s
+        try:
+            (answer,) = await self._call(lambda it: it.execute.remote(PROTOCOL_VERSION, (command,)), deadline=deadline)
+        except TrackerError:
+            raise
+        except Exception as error:
+            raise TrackerUnavailable(SILENCE) from error
+        _raise_if_rejected(answer)
 
     async def _execute_for(
         self, owner: str, job_id: str, command: Callable[[str], Command], timeout_s: float
@@ -300,11 +308,7 @@ class TrackerClient:
                 answer = await pending.future
         except TimeoutError:
             raise TrackerUnavailable(SILENCE) from None
-        if isinstance(answer, Rejected):
-            if answer.code in REFUSALS:
-                # A tracker of an older release says nothing about when to try again.
-                raise REFUSALS[answer.code](answer.message, getattr(answer, "retry_after_s", None))
-            raise (StoreUnavailable if answer.code == StoreUnavailable.code else TrackerUnavailable)(answer.message)
+        _raise_if_rejected(answer)
         return answer
 
     async def _pump(self) -> None:
@@ -402,3 +406,11 @@ class TrackerClient:
             lambda tracker: tracker.health.remote(), deadline=deadline, answer_timeout_s=timeout_s
         )
         return cast(TrackerHealth, health)
+
+
+def _raise_if_rejected(answer: Answer) -> None:
+    if not isinstance(answer, Rejected):
+        return
+    if answer.code in REFUSALS:
+        raise REFUSALS[answer.code](answer.message, answer.retry_after_s)
+    raise (StoreUnavailable if answer.code == StoreUnavailable.code else TrackerUnavailable)(answer.message)

@@ -10,6 +10,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from callback.errors import StoreUnusable
+from callback.records import set_state
 
 TRACKER_NAME = "darkroom-tracker"
 TRACKER_NAMESPACE = "darkroom"
@@ -23,7 +24,6 @@ class TrackerConfig:
     lease_s: float = 15.0
     max_open_jobs: int = 10_000
     max_open_jobs_per_client: int | None = None
-    pixel_steps_per_minute_per_client: int | None = None
     max_attempts: int = 3
     queue_timeout_s: float = 3600.0
     shed_expired: bool = False
@@ -39,6 +39,9 @@ class TrackerConfig:
     retention_interval_s: float = 60.0
     tick_s: float = 0.25
     log_level: str = "INFO"
+    pixel_steps_per_minute_per_client: int | None = None
+    # Ray starts a tracker that died again with what it was given, whatever code there is by then.
+    __setstate__ = set_state
 
     def fingerprint(self, pictures: str) -> str:
         """Return a digest that differs when any value does, or when `pictures`, the name of their store, does."""

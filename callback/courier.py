@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -26,7 +27,7 @@ from callback.egress import EgressPolicy
 from callback.errors import Deposed, EgressRefused, Unavailable
 from callback.metrics import DeliveryMetrics
 from callback.records import JobView, Picture, PictureStore
-from callback.sender import NoReply, Reply, Sender, compose
+from callback.sender import Message, NoReply, Reply, Sender, compose
 from callback.signing import Signer
 from callback.states import DeliveryState
 from observability.logs import get_logger
@@ -43,6 +44,8 @@ begun because the commit's answer did not come."""
 DRAIN_S = 5.0
 """How long a retiring tracker waits for attempts under way; what is cut off is repeated by its successor."""
 PICTURES_READ_AT_ONCE = 16
+
+T = TypeVar("T")
 
 _log = get_logger("courier")
 
@@ -247,10 +250,17 @@ class Courier:
     async def _post(self, parcel: Parcel, picture: Picture | None, deadline: float) -> Reply:
         self._time_left_s(parcel, deadline)
         target = await self._policy.check(parcel.url)
-        message = await compose(parcel, await self._read(picture, deadline) if picture is not None else None)
+        message = await self._compose(parcel, picture, deadline)
         # Names and pictures may have taken long: the expiry counts at the moment of sending.
         timeout_s = self._time_left_s(parcel, deadline)
         return await self._sender.post(parcel, message, target, sent_at=self._clock.now(), timeout_s=timeout_s)
+
+    async def _compose(self, parcel: Parcel, picture: Picture | None, deadline: float) -> Message:
+        if picture is None:
+            return await compose(parcel, None)
+        image = await self._of_store(self._pictures.read, picture, deadline)
+        link = await self._of_store(self._pictures.link, picture, deadline)
+        return await compose(replace(parcel, image_url=link) if link is not None else parcel, image)
 
     def _time_left_s(self, parcel: Parcel, deadline: float) -> float:
         """Return how long the attempt may still take. Raises `_ExpiredError` once the expiry has come."""
@@ -262,9 +272,9 @@ class Courier:
             raise _ExpiredError
         return min(left_s, until_expiry_s)
 
-    async def _read(self, picture: Picture, deadline: float) -> bytes:
-        """Return the verified picture."""
-        reading = asyncio.get_running_loop().run_in_executor(self._readers, self._pictures.read, picture)
+    async def _of_store(self, ask: Callable[[Picture], T], picture: Picture, deadline: float) -> T:
+        """Return what the picture store says of the picture, in time. Raises `_PictureUnreadableError`."""
+        reading = asyncio.get_running_loop().run_in_executor(self._readers, ask, picture)
         try:
             async with asyncio.timeout_at(deadline):
                 return await reading

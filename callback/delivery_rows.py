@@ -1,7 +1,7 @@
 """Statements on the outbox: one delivery a job, many attempts a delivery."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import sqlalchemy as sa
 
@@ -26,8 +26,8 @@ class Parcel:
     attempt: int
     attempts_before: int
     url: str
-    secret: str | None
-    signing_secret: str | None
+    secret: str | None = field(repr=False)
+    signing_secret: str | None = field(repr=False)
     image_url: str | None
     expiry: float | None
     give_up_at: float

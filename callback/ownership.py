@@ -12,7 +12,7 @@ from observability.logs import get_logger
 HEARTBEAT_S = 5.0
 """How often the owner says that it is there."""
 SILENT_S = 15.0
-"""An owner that has said nothing for so long is gone."""
+"""An owner that has said nothing for so long is gone. What another machine's clock says does not count for that."""
 NOBODY = ""
 """Holder of a store that its last owner gave up."""
 _NAMELESS = "pid "
@@ -23,7 +23,10 @@ _log = get_logger("tracker")
 
 @dataclass(frozen=True, slots=True)
 class Ownership:
-    """The owner in the store. `holder` names its Darkroom; `seen_at` is when it was last there, by its own clock."""
+    """The owner in the store. `seen_at` is when it was last there, by its own clock.
+
+    `holder` names that clock (a machine, since it was booted), then the Darkroom, with a `/` between.
+    """
 
     epoch: int
     holder: str
@@ -45,11 +48,15 @@ class Succession:
             return
         steady = self._clock.steady()
         if found != self._found:
+            earlier = self._found
             self._found, self._unchanged_since = found, steady
-        # The owner's clock may be ahead of ours: then it is silent when we have seen no change for so long.
-        silent_s = max(self._clock.now() - found.seen_at, steady - self._unchanged_since)
+            if earlier is None or earlier.holder != found.holder:
+                _log.error("another Darkroom owns the store", extra={"holder": found.holder})
+        silent_s = steady - self._unchanged_since
+        if found.holder.partition("/")[0] == self.holder.partition("/")[0]:
+            silent_s = max(silent_s, self._clock.now() - found.seen_at)
         if silent_s <= SILENT_S:
-            _log.error("another Darkroom owns the store", extra={"holder": found.holder, "silent_s": round(silent_s)})
             raise StoreInUse(
-                "Another running Darkroom uses this job store. Stop it, or give each a store_url of its own."
+                "Another Darkroom uses this job store, or did until a moment ago. Stop it, or give each a store_url of "
+                "its own."
             )

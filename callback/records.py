@@ -4,8 +4,9 @@ They are frozen and hold plain values only, because they cross process borders a
 Moments are seconds since the Unix epoch.
 """
 
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Protocol
 
 from callback.states import FINAL, DeliveryState, JobState
 
@@ -40,9 +41,23 @@ class PictureStore(Protocol):
         """Remove the picture; it is no error if there is none."""
         ...
 
+    def link(self, picture: Picture) -> str | None:
+        """Return an address of the store's own that serves the picture; None if clients get it from the service."""
+        ...
+
     def remove_leftovers(self, older_than_s: float) -> int:
         """Remove what writers that died longer ago have left half written; returns how many files."""
         ...
+
+
+def set_state(self: Any, state: Sequence[object]) -> None:
+    """Unpickle a dataclass of this code or an earlier one: fields that are new since then, at the end, get defaults.
+
+    During an upgrade replicas of both talk to one tracker. (As `__setstate__`, in the body of the class.)
+    """
+    for index, one in enumerate(fields(self)):
+        default = one.default_factory() if one.default_factory is not MISSING else one.default
+        object.__setattr__(self, one.name, state[index] if index < len(state) else default)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,7 @@ class Callback:
     secret: str | None = field(repr=False)
     image_url: str
     signing_secret: str | None = field(default=None, repr=False)
+    __setstate__ = set_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +90,7 @@ class NewJob:
     expiry: float | None = None
     idempotency_key: str | None = None
     pixel_steps: int = 0
+    __setstate__ = set_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,13 +259,13 @@ def target(command: Cancel | Redeliver) -> str | None:
 class Remember:
     """Notice a signed request, so that it counts once. `asker` is new for each time that it comes in.
 
-    `signed_at` is the sender's moment of it (wall time), `for_s` how long it could come again.
+    `signed_at` is the sender's moment of it (wall time), `fresh_s` how far from that it counts, either way.
     """
 
     request: str
     asker: str
     signed_at: float
-    for_s: float
+    fresh_s: float
 
 
 Command = Submit | ClaimJobs | Renew | Finish | Release | Cancel | Redeliver | Remember
@@ -274,6 +291,7 @@ class Rejected:
     message: str
     retryable: bool
     retry_after_s: float | None = None
+    __setstate__ = set_state
 
 
 Answer = JobView | tuple[Claim, ...] | tuple[str, ...] | bool | Rejected
@@ -317,6 +335,7 @@ class TrackerHealth:
     pending_deliveries: int = 0
     public_key: str | None = None
     """What callbacks are signed with (`whpk_...`)."""
+    __setstate__ = set_state
 
 
 @dataclass(frozen=True, slots=True)

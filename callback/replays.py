@@ -7,11 +7,15 @@ from callback.errors import RequestReplayed, TrackerUnavailable
 from callback.records import Remember
 
 MAX_REMEMBERED = 500_000
-"""Some 100 MB. More in a window of seconds is an attack; then signed requests have to wait."""
+"""Some 200 MB. More in a window of seconds is an attack; then signed requests have to wait."""
+
+
+MARGIN_S = 10.0
+"""Kept for longer: a request's age is judged elsewhere, by the clocks of other nodes, and messages take time."""
 
 
 class Replays:
-    """Remembers requests in memory. Of what was signed before this memory begins it cannot tell, and says no."""
+    """Remembers requests in memory. Of what may have come before this memory begins it cannot tell, and says no."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -25,9 +29,11 @@ class Replays:
         Raises `RequestReplayed`, and `TrackerUnavailable` while too many are remembered.
         """
         self._forget_old()
-        if command.signed_at < self._begins_at:
+        # A sender's clock may be ahead by as much as is allowed: it may have come before the restart all the same.
+        if command.signed_at < self._begins_at + command.fresh_s:
             raise RequestReplayed(
-                "The request was signed before this server began to remember requests, after a restart. Sign it anew."
+                "After a restart this server cannot tell yet whether the request came before. "
+                f"Sign it anew in {command.fresh_s:g} s."
             )
         asked_by = self._asked_by.get(command.request)
         if asked_by is not None and asked_by != command.asker:
@@ -36,7 +42,7 @@ class Replays:
             if len(self._asked_by) >= MAX_REMEMBERED:
                 raise TrackerUnavailable("Too many signed requests come at once. Try again in a few seconds.")
             self._asked_by[command.request] = command.asker
-            self._ends.append((self._clock.steady() + command.for_s, command.request))
+            self._ends.append((self._clock.steady() + 2 * command.fresh_s + MARGIN_S, command.request))
         return True
 
     def _forget_old(self) -> None:

@@ -32,7 +32,7 @@ class Signer:
         return _PUBLIC_PREFIX + _text(self._key.public_key().public_bytes_raw())
 
     def sign(self, webhook_id: str, timestamp: int, body: bytes, secret: str | None = None) -> str:
-        """Return the value of `webhook-signature`. It takes some milliseconds a megabyte, without holding the GIL."""
+        """Return the value of `webhook-signature`. It takes some milliseconds a megabyte."""
         content = f"{webhook_id}.{timestamp}.".encode() + body
         signatures = [f"v1a,{_text(self._key.sign(content))}"]
         if secret is not None:

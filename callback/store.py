@@ -40,7 +40,8 @@ _MIGRATION_LOCK = 0x6461726B726F6F6D
 """PostgreSQL advisory lock (`darkroom` in ASCII): two trackers that start at once must not both create the tables."""
 
 _OWNER = sa.select(tracker_owner.c.epoch).with_for_update()
-_PRESENT_OWNER = sa.select(tracker_owner.c.epoch, tracker_owner.c.holder, tracker_owner.c.taken_at).with_for_update()
+_READ_OWNER = sa.select(tracker_owner.c.epoch, tracker_owner.c.holder, tracker_owner.c.taken_at)
+_PRESENT_OWNER = _READ_OWNER.with_for_update()
 
 Check = Callable[[Ownership], None]
 """Raises `StoreInUse` if a store must be left to this owner."""
@@ -150,6 +151,10 @@ class Store:
 
         `check` is shown the present owner, and raises to leave the store to it.
         """
+        with self.reading() as tx:
+            # Without a lock: whoever waits for its turn must not burden the owner.
+            if (owner := tx.execute(_READ_OWNER).one_or_none()) is not None:
+                check(Ownership(*owner))
         with _unavailable_if_failing(), self._writer.begin() as tx:
             first = {"id": 1, "epoch": 0, "holder": holder, "taken_at": now}
             tx.execute(self.insert(tracker_owner).on_conflict_do_nothing(), first)

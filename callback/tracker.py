@@ -8,7 +8,6 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any
 
 from callback import job_rows
@@ -131,7 +130,11 @@ class JobTracker:
         self._committer = Committer(self._store, epoch)
         self._board = Board(epoch)
         now = self._clock.now()
-        self._signer = Signer(await self._run(lambda tx: obtain_private_key(tx, now)))
+        try:
+            self._signer = Signer(await self._run(lambda tx: obtain_private_key(tx, now)))
+        except BaseException:
+            await self._committer.close()
+            raise
         self._courier = Courier(
             self._config, self._pictures, self._run, self._board.publish, self._clock, signer=self._signer
         )
@@ -172,8 +175,6 @@ class JobTracker:
             await self._courier.close()
             await self._committer.close()
             self._retention.close()
-            with suppress(TrackerError):
-                await asyncio.to_thread(self._store.release, self._epoch)
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._store.close()
 

@@ -81,6 +81,18 @@ class ArtifactStore:
             raise ArtifactCorrupt(f"The stored picture is damaged: {fault}.")
         return data
 
+    def link(self, key: str, seconds: int) -> str:
+        """Return an address that serves the artifact to whoever has it, for so long. Object stores only.
+
+        Raises ArtifactUnwritable, InvalidArtifactKey.
+        """
+        _check_key(key)
+        try:
+            with self._object(key) as (fs, path):
+                return str(fs.sign(path, expiration=seconds))
+        except OSError as error:
+            raise ArtifactUnwritable(f"No link to the picture could be made: {_reason(error)}.") from error
+
     def delete(self, key: str) -> None:
         """Remove the artifact under `key` and the folders it leaves empty; one that is absent is fine.
 

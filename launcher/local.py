@@ -114,7 +114,7 @@ class LocalDarkroom:
         )
 
     def _refuse_a_second(self) -> None:
-        # Serve's proxies share ports silently, and two instances on one store would depose each other for ever.
+        # Serve's proxies share ports silently, and the second of two instances on one store accepts nothing.
         note = self._home / "instance"
         if note.exists() and any(processes_of(note.read_text().strip())):
             raise LaunchError("Darkroom runs already from this folder. `make stop` ends it.")

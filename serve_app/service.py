@@ -4,6 +4,7 @@ import asyncio
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from ray.serve.handle import DeploymentHandle
 from callback.allowance import Allowance
 from callback.client import TrackerClient
 from callback.egress import EgressPolicy
+from callback.errors import TrackerError
 from callback.records import JobView, NewJob, Picture, Submit
 from callback.states import JobState
 from deployments.adapters import AdapterCatalogue
@@ -41,17 +43,25 @@ STOP_MARGIN_S = 5.0
 class TrackerPictures:
     """The artifact store as the tracker wants to see it (`callback.records.PictureStore`)."""
 
-    def __init__(self, artifacts: ArtifactStore) -> None:
+    # For pickles of an earlier release.
+    _link_s: int | None = None
+
+    def __init__(self, artifacts: ArtifactStore, link_s: int | None = None) -> None:
         self._artifacts = artifacts
+        self._link_s = link_s
 
     @property
     def identity(self) -> str:
-        """The root of the store."""
-        return self._artifacts.root
+        """The root of the store, and how long its links last."""
+        return self._artifacts.root if self._link_s is None else f"{self._artifacts.root} {self._link_s}"
 
     def read(self, picture: Picture) -> bytes:
         """Return the verified PNG."""
         return self._artifacts.read(artifact_ref(picture))
+
+    def link(self, picture: Picture) -> str | None:
+        """Return a link that the object store has signed, if the settings want one."""
+        return None if self._link_s is None else self._artifacts.link(picture.key, self._link_s)
 
     def delete(self, key: str) -> None:
         """Remove a picture."""
@@ -95,7 +105,7 @@ class Service:
         self.picture_readers = ThreadPoolExecutor(PICTURE_READERS, thread_name_prefix="pictures")
         self.client = TrackerClient(
             config,
-            TrackerPictures(self.artifacts),
+            TrackerPictures(self.artifacts, settings.image_link_s),
             name=settings.tracker_name,
             takeover_after_s=settings.tracker_takeover_s,
         )
@@ -121,6 +131,7 @@ class Service:
         }
         self._tasks: list[asyncio.Task[Any]] = []
         self._long_polls = 0
+        self._public_key: str | None = None
         self.stopping = False
 
     @property
@@ -133,6 +144,13 @@ class Service:
         """What keeps accepted jobs from being rendered, or clients from being known, as sentences."""
         everyone = [self.keys, *self._dispatchers.values()]
         return [one.trouble for one in everyone if one is not None and one.trouble is not None]
+
+    async def public_key(self) -> str | None:
+        """Return what callbacks are signed with, which stays the same; None as long as no tracker has said it."""
+        if self._public_key is None:
+            with suppress(TrackerError):
+                self._public_key = (await self.client.health()).public_key
+        return self._public_key
 
     def _tell_new_tracker(self) -> None:
         for dispatcher in self._dispatchers.values():

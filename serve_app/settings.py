@@ -16,6 +16,7 @@ from callback.config import TRACKER_NAME, TrackerConfig, check_store_url
 from callback.errors import StoreUnusable
 from deployments.embedded import ADAPTER_FOLDER, MODEL_FOLDER
 from deployments.models import AdapterSettings, ModelSettings
+from serve_app.access.epistula import ADDRESS_PATTERN
 
 _OPEN_JOBS_WHEN_UNBOUNDED = 10_000
 
@@ -88,6 +89,14 @@ class Settings(BaseSettings):
         description="Folder or fsspec URL (s3://bucket/prefix) for pictures; default: a folder in data_dir.",
     )
 
+    image_link_s: int | None = Field(
+        default=None,
+        ge=1,
+        le=7 * 24 * 3600,
+        description="With artifacts_url in an object store: image_url of callbacks is a link that the store has "
+        "signed, valid so long from each attempt on; it needs no API key. Else it is an address of the service.",
+    )
+
     # ---- who may use it
     keys_file: Path | None = Field(
         default=None,
@@ -96,6 +105,7 @@ class Settings(BaseSettings):
     )
     hotkey: str | None = Field(
         default=None,
+        pattern=ADDRESS_PATTERN,
         description="ss58 address that validators sign requests for (Epistula); their own are `hotkeys` in keys_file.",
     )
     allow_unauthenticated: bool = Field(
@@ -146,7 +156,8 @@ class Settings(BaseSettings):
     callback_bytes: int = Field(
         default=512 * 1000**2,
         ge=1,
-        description="Pictures that callbacks under way hold in the tracker's memory; a larger one is sent alone.",
+        description="Sum of the pictures of callbacks under way; a larger one is sent alone. In the tracker's memory "
+        "each is up to three times.",
     )
     callback_allow_loopback: bool | Literal["auto"] = Field(
         default="auto", description="auto: callbacks may go to loopback while the service itself is bound to loopback."
@@ -208,6 +219,12 @@ class Settings(BaseSettings):
     @classmethod
     def _without_final_slash(cls, value: str) -> str:
         return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _links_have_a_store(self) -> Self:
+        if self.image_link_s is not None and "://" not in self.resolved_artifacts_url():
+            raise ValueError("image_link_s: a folder signs no links; set artifacts_url to an object store (s3://...).")
+        return self
 
     @model_validator(mode="after")
     def _signers_are_known(self) -> Self:

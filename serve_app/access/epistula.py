@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 SCHEME = "Epistula"
+ADDRESS_PATTERN = r"^[1-9A-HJ-NP-Za-km-z]{46,50}$"
+"""ss58 addresses."""
 FRESH_S = 8.0
 """How far a request's timestamp may be from our clock, either way."""
 MAX_UUID_CHARS = 128
@@ -23,11 +25,16 @@ class NotSigned(Exception):
 
 @dataclass(frozen=True, slots=True)
 class SignedRequest:
-    """A request whose signature is right: the sender's address, the request's own number, and its moment in seconds."""
+    """What a request says of itself: the sender's address, the request's own number, its moment in seconds.
+
+    Signed is the digest of the body and `rest`.
+    """
 
     sender: str
     uuid: str
     signed_at: float
+    signature: str
+    rest: str
 
 
 def check_installed() -> None:
@@ -36,10 +43,15 @@ def check_installed() -> None:
         raise RuntimeError("Signed requests (hotkey) need bittensor-wallet: pip install 'darkroom[signed]'.")
 
 
-def verify(method: str, headers: Mapping[str, str], body: bytes, *, hotkey: str, now: float) -> SignedRequest:
-    """Check a request to `hotkey` at the moment `now` (seconds). `headers` finds names whatever their case.
+def is_signed(headers: Mapping[str, str]) -> bool:
+    """Tell whether a request means to be signed, rightly or not."""
+    return headers.get("Authorization", "").startswith(f"{SCHEME} ") or any(name in headers for name in _HEADERS)
 
-    Whether the sender is allowed, and the request new, is for others to tell. Raises `NotSigned`.
+
+def read(headers: Mapping[str, str], *, hotkey: str, now: float) -> SignedRequest:
+    """Read what a request to `hotkey` at the moment `now` (seconds) says of itself; `check` tells whether it is true.
+
+    `headers` finds names whatever their case. Raises `NotSigned`.
     """
     signature = _signature(headers)
     timestamp, uuid, sender, receiver = (headers.get(name, "") for name in _HEADERS)
@@ -55,12 +67,30 @@ def verify(method: str, headers: Mapping[str, str], body: bytes, *, hotkey: str,
     if abs(now - signed_at) > FRESH_S:
         word = "stale" if signed_at < now else "early"
         raise NotSigned(f"Request is too {word}. Its timestamp may be {FRESH_S:g} s from our clock; check yours.")
+    return SignedRequest(sender, uuid, signed_at, signature, f".{uuid}.{timestamp}.{receiver}")
+
+
+def check(request: SignedRequest, method: str, body: bytes) -> None:
+    """Check the signature. Whether the sender is allowed, and the request new, is for others to tell.
+
+    Raises `NotSigned`.
+    """
+    from bittensor_wallet import Keypair  # noqa: PLC0415 - needed where requests are signed only
+
     digests = [hashlib.sha256(body).hexdigest()]
     if method == "GET" and not body:
         # Validators sign an empty JSON object there, and send nothing.
         digests.append(_EMPTY_OBJECT)
-    _check(sender, signature, [f"{digest}.{uuid}.{timestamp}.{receiver}" for digest in digests])
-    return SignedRequest(sender, uuid, signed_at)
+    try:
+        key = Keypair(ss58_address=request.sender)
+    except ValueError:
+        raise NotSigned("Invalid Keypair. Epistula-Signed-By is no ss58 address.") from None
+    try:
+        right = any(key.verify((digest + request.rest).encode(), request.signature) for digest in digests)
+    except ValueError:
+        raise NotSigned("Invalid Signature Format. A signature is 64 bytes in hexadecimal digits.") from None
+    if not right:
+        raise NotSigned("Signature Mismatch. The signature is not one of this sender over this body.")
 
 
 def _signature(headers: Mapping[str, str]) -> str:
@@ -71,18 +101,3 @@ def _signature(headers: Mapping[str, str]) -> str:
     if headers.get("Epistula-Signature", signature) != signature:
         raise NotSigned("Epistula-Signature and Authorization differ. Send the same signature in both, or no first.")
     return signature if signature.startswith("0x") else f"0x{signature}"
-
-
-def _check(sender: str, signature: str, messages: list[str]) -> None:
-    from bittensor_wallet import Keypair  # noqa: PLC0415 - needed where requests are signed only
-
-    try:
-        key = Keypair(ss58_address=sender)
-    except ValueError:
-        raise NotSigned("Invalid Keypair. Epistula-Signed-By is no ss58 address.") from None
-    try:
-        right = any(key.verify(message.encode(), signature) for message in messages)
-    except ValueError:
-        raise NotSigned("Invalid Signature Format. A signature is 64 bytes in hexadecimal digits.") from None
-    if not right:
-        raise NotSigned("Signature Mismatch. The signature is not one of this sender over this body.")

@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from callback.signing import SECRET_PREFIX, secret_bytes
 from observability.logs import get_logger
 from serve_app.access.clients import Client, Scope
+from serve_app.access.epistula import ADDRESS_PATTERN
 
 LOOK_EVERY_S = 1.0
 """How soon a changed file counts."""
@@ -39,7 +40,7 @@ _log = get_logger("access")
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Hotkey = Annotated[str, Field(pattern=r"^[1-9A-HJ-NP-Za-km-z]{46,50}$", description="ss58 address")]
+Hotkey = Annotated[str, Field(pattern=ADDRESS_PATTERN)]
 
 
 class KeysUnusable(Exception):

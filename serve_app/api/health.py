@@ -68,7 +68,7 @@ def router(service: Service) -> APIRouter:
             version=version("darkroom"),
             models={name: model.description.family for name, model in service.models.items()},
             default_model=service.default_model,
-            callback_public_key=await _public_key(service),
+            callback_public_key=await service.public_key(),
             endpoints=_ENDPOINTS,
         )
 
@@ -128,13 +128,6 @@ async def _health(service: Service) -> Health:
         callbacks_under_way=tracker.pending_deliveries if tracker else 0,
         problems=problems,
     )
-
-
-async def _public_key(service: Service) -> str | None:
-    try:
-        return (await service.client.health()).public_key
-    except TrackerError:
-        return None
 
 
 def _model_health(service: Service, name: str, tracker: TrackerHealth | None) -> ModelHealth:

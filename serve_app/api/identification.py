@@ -36,7 +36,7 @@ def calling(service: Service, scope: Scope) -> Callable[..., Awaitable[Caller]]:
     ) -> Caller:
         assert keys is not None  # noqa: S101 - see below
         client = keys.client_of(credentials.credentials) if credentials else None
-        if client is None and hotkey is not None and "Epistula-Signed-By" in request.headers:
+        if client is None and hotkey is not None and epistula.is_signed(request.headers):
             client = await _signer(service, keys, hotkey, request)
         if client is None:
             sentence = "Send a valid API key of this server as `Authorization: Bearer <key>`."
@@ -54,15 +54,16 @@ def calling(service: Service, scope: Scope) -> Callable[..., Awaitable[Caller]]:
 async def _signer(service: Service, keys: KeyRing, hotkey: str, request: Request) -> Client:
     """Return the client whose signed request this is. Raises `Refused`, and what the tracker raises."""
     try:
-        signed = epistula.verify(request.method, request.headers, await request.body(), hotkey=hotkey, now=time.time())
+        signed = epistula.read(request.headers, hotkey=hotkey, now=time.time())
+        client = keys.client_of_hotkey(signed.sender)
+        # A stranger's body is not worth reading, nor hashing.
+        if client is None:
+            raise Refused(403, "forbidden", "Sender not allowed. Ask the operator to enter your hotkey.")
+        epistula.check(signed, request.method, await request.body())
     except epistula.NotSigned as error:
         raise Refused(401, "unauthenticated", str(error)) from None
-    client = keys.client_of_hotkey(signed.sender)
-    if client is None:
-        raise Refused(403, "forbidden", "Sender not allowed. Ask the operator to enter your hotkey.")
-    # Only of those who are known, so that nobody else can fill the memory.
     await service.client.remember(
-        Remember(f"{signed.sender} {signed.uuid}", uuid4().hex, signed.signed_at, 2 * epistula.FRESH_S)
+        Remember(f"{signed.sender} {signed.uuid}", uuid4().hex, signed.signed_at, epistula.FRESH_S)
     )
     return client
 

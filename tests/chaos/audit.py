@@ -79,7 +79,7 @@ def _of_callbacks(
     taken = [entry for entry in arrived if entry.was_accepted]
     if not taken and ended.callback_status == "delivered":
         found.append(Violation("callback said to be delivered", job.job_id))
-    if not taken and job.expiry is None:
+    if not taken and job.calls_back and job.expiry is None:
         found.append(Violation("no callback", job.job_id, str(ended.callback_status)))
     if len(taken) > 1:
         until = taken[-1].received_at.timestamp()

@@ -33,6 +33,7 @@ class Accepted:
     accepted_at: float
     right: str
     expiry: float | None = None
+    calls_back: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tests.chaos.faults import Action, Fault, Kind
-from tests.chaos.load import FINAL, asked, submit
+from tests.chaos.load import Accepted, Journal, asked, submit
 
 PAUSE_S = 0.1
 PICTURE_WITHIN_S = 240.0
@@ -24,13 +24,19 @@ class Recovery:
     picture_s: float
 
 
-def measure(http: httpx.Client, fault: Fault, began: float) -> Recovery:
-    """Submit a job and wait for its picture. `began` is the moment of the fault, monotonic."""
-    job_id = submit(http, asked("a white ring"))
+def measure(http: httpx.Client, right: dict[str, str], journal: Journal, fault: Fault, began: float) -> Recovery:
+    """Submit a job and wait for its picture. `began` is the moment of the fault, monotonic.
+
+    The job is audited with the others; it has no callback.
+    """
+    prompt = next(iter(right))
+    job_id = submit(http, asked(prompt))
     accepted_s = time.monotonic() - began
+    with journal.lock:
+        journal.accepted.append(Accepted(job_id, time.time(), right[prompt], calls_back=False))
     while time.monotonic() - began < PICTURE_WITHIN_S:
         try:
-            if http.get(f"/inference/status/{job_id}").json()["status"] in FINAL:
+            if http.get(f"/inference/status/{job_id}").json()["status"] == "completed":
                 return Recovery(fault, accepted_s, time.monotonic() - began)
         except (httpx.TransportError, ValueError, KeyError):
             pass  # Its server is away: that is what is measured.

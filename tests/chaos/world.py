@@ -35,7 +35,8 @@ _TITLES = {
 class World:
     """The shipped configuration on a free port, in `home`. Use it as a context manager."""
 
-    def __init__(self, home: Path, *, postgresql: bool) -> None:
+    def __init__(self, home: Path, *, postgresql: bool, most_callbacks: int) -> None:
+        self._most_callbacks = most_callbacks
         self._home = home
         self._wants_postgresql = postgresql
         self._stack = ExitStack()
@@ -62,16 +63,22 @@ class World:
         return self._home / "data" / "pictures"
 
     def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            undo.callback(self._stack.close)
+            self._begin()
+            undo.pop_all()
+        return self
+
+    def _begin(self) -> None:
         self._home.mkdir(parents=True, exist_ok=True)
         if self._wants_postgresql:
             self._postgres = self._stack.enter_context(running_server())
             os.environ["DARKROOM_STORE_URL"] = self._postgres.url()
             self._stack.callback(os.environ.pop, "DARKROOM_STORE_URL", None)
-        self.receiver = self._stack.enter_context(CallbackServer(secret=SECRET))
+        self.receiver = self._stack.enter_context(CallbackServer(secret=SECRET, max_entries=self._most_callbacks))
         self._log = self._stack.enter_context((self._home / "service.log").open("ab"))
-        self._start()
         self._stack.callback(self._end)
-        return self
+        self._start()
 
     def __exit__(self, *_: object) -> None:
         self.mend()

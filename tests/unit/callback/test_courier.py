@@ -60,6 +60,18 @@ async def test_a_completed_job_is_delivered_with_its_picture(desk: Desk, receive
     assert "Callback received" in str(view.delivery.response_preview)
 
 
+async def test_a_link_of_the_picture_store_takes_the_place_of_the_services_address(
+    desk: Desk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(desk.pictures, "link", lambda picture: f"https://store.example/{picture.key}?signed")
+    claim = await completed(desk, receiver.callback_url)
+    await settled(desk)
+
+    (entry,) = receiver.entries()
+    assert entry.image_url == f"https://store.example/{claim.artifact_key}?signed"
+    assert entry.sha256 == hashlib.sha256(PICTURE).hexdigest()
+
+
 async def test_a_failed_job_is_delivered_with_its_error_and_without_picture(
     desk: Desk, receiver: CallbackServer
 ) -> None:

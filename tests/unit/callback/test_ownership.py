@@ -1,4 +1,4 @@
-"""Two Darkrooms on one store: the first keeps it as long as it lives, whatever the clocks say."""
+"""Two Darkrooms on one store: the first keeps it as long as it lives, whatever the clocks of two machines say."""
 
 import asyncio
 from pathlib import Path
@@ -20,24 +20,30 @@ def clock() -> ManualClock:
     return ManualClock()
 
 
-@pytest.mark.parametrize("ahead_s", [0.0, 3600.0, -3600.0 + SILENT_S])
-def test_an_owner_is_gone_when_nothing_was_heard_of_it_for_long(clock: ManualClock, ahead_s: float) -> None:
-    found, mine = Ownership(1, "theirs", clock.now() + ahead_s), Succession("mine", clock)
-    if ahead_s >= 0:
-        with pytest.raises(StoreInUse):
-            mine.check(found)
-        clock.advance(SILENT_S)
-        with pytest.raises(StoreInUse):
-            mine.check(found)
-        clock.advance(1)
+def test_on_one_machine_an_owner_that_was_silent_for_long_is_gone_at_once(clock: ManualClock) -> None:
+    mine = Succession("machine/mine", clock)
+    with pytest.raises(StoreInUse):
+        mine.check(Ownership(1, "machine/theirs", clock.now() - SILENT_S))
+    mine.check(Ownership(1, "machine/theirs", clock.now() - SILENT_S - 1))
+
+
+@pytest.mark.parametrize("ahead_s", [0.0, 3600.0, -3600.0])
+def test_another_machines_owner_is_gone_when_nothing_has_changed_for_long(clock: ManualClock, ahead_s: float) -> None:
+    found, mine = Ownership(1, "elsewhere/theirs", clock.now() + ahead_s), Succession("machine/mine", clock)
+    with pytest.raises(StoreInUse):
+        mine.check(found)
+    clock.advance(SILENT_S)
+    with pytest.raises(StoreInUse):
+        mine.check(found)
+    clock.advance(1)
     mine.check(found)
 
 
 def test_an_owner_that_goes_on_is_never_taken_for_gone(clock: ManualClock) -> None:
-    mine = Succession("mine", clock)
+    mine = Succession("machine/mine", clock)
     for _ in range(20):
-        with pytest.raises(StoreInUse, match="Another running Darkroom uses this job store"):
-            mine.check(Ownership(1, "theirs", clock.now()))
+        with pytest.raises(StoreInUse, match="Another Darkroom uses this job store"):
+            mine.check(Ownership(1, "elsewhere/theirs", clock.now() - 3600))
         clock.advance(HEARTBEAT_S)
 
 
@@ -56,7 +62,7 @@ async def test_a_second_darkroom_is_refused_and_the_first_goes_on(start: StartDe
     (answer,) = await late.execute(PROTOCOL_VERSION, (Submit(new_job("theirs")),))
     assert isinstance(answer, Rejected)
     assert (answer.code, answer.retryable) == ("store_unavailable", True)
-    assert "Another running Darkroom" in answer.message
+    assert "Another Darkroom" in answer.message
     assert (await desk.submit("ours")).job_id == "ours"
     await late.close()
 
@@ -74,11 +80,22 @@ async def test_a_second_darkroom_takes_over_when_the_first_is_gone(start: StartD
     await late.close()
 
 
-async def test_a_tracker_that_is_closed_leaves_the_store_to_any_other(start: StartDesk) -> None:
+async def test_a_store_that_was_given_up_is_anybodys(start: StartDesk) -> None:
+    desk = await start()
+    store = Store(desk.config.store_url)
+    store.release(desk.tracker._epoch)
+    store.close()
+    late = second(desk)
+    await late.start()
+    await late.close()
+
+
+async def test_a_tracker_that_retires_keeps_the_store_for_its_successor(start: StartDesk) -> None:
     desk = await start()
     await desk.tracker.close()
     late = second(desk)
-    await late.start()
+    with pytest.raises(StoreInUse):
+        await late.start()
     await late.close()
 
 

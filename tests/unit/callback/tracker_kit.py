@@ -75,6 +75,9 @@ class FolderPictures:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def link(self, picture: Picture) -> str | None:
+        return None
+
     def publish(self, key: str, content: bytes) -> Picture:
         path = self.folder / key
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,8 @@ import httpx
 import pytest
 from bittensor_wallet import Keypair
 
-from serve_app.access.epistula import FRESH_S, NotSigned, SignedRequest, verify
+from serve_app.access.epistula import FRESH_S, NotSigned, is_signed, read
+from serve_app.access.epistula import check as check_signature
 from tests.signed_requests import signed
 
 ALICE, BOB, EVE = (Keypair.create_from_uri(uri) for uri in ("//Alice", "//Bob", "//Eve"))
@@ -20,12 +21,15 @@ def headers(body: bytes = BODY, *, at: float = NOW, digest_of: bytes | None = No
     return signed(ALICE, US, body, uuid="number", milliseconds=round(at * 1000), digest_of=digest_of)
 
 
-def check(sent: dict[str, str], body: bytes = BODY, method: str = "POST") -> SignedRequest:
-    return verify(method, httpx.Headers(sent), body, hotkey=US, now=NOW)
+def check(sent: dict[str, str], body: bytes = BODY, method: str = "POST") -> tuple[str, str, float]:
+    assert is_signed(httpx.Headers(sent))
+    request = read(httpx.Headers(sent), hotkey=US, now=NOW)
+    check_signature(request, method, body)
+    return request.sender, request.uuid, request.signed_at
 
 
 def test_a_signed_request_is_its_senders() -> None:
-    expected = SignedRequest(str(ALICE.ss58_address), "number", NOW)
+    expected = (str(ALICE.ss58_address), "number", NOW)
     assert check(headers()) == expected
     bare = {name: value.replace("0x", "", 1) if name == "Authorization" else value for name, value in headers().items()}
     assert check(bare) == expected
@@ -35,7 +39,7 @@ def test_a_signed_request_is_its_senders() -> None:
 
 @pytest.mark.parametrize("digest_of", [b"", b"{}"])
 def test_a_get_without_a_body_may_be_signed_over_an_empty_object(digest_of: bytes) -> None:
-    assert check(headers(b"", digest_of=digest_of), b"", "GET").uuid == "number"
+    assert check(headers(b"", digest_of=digest_of), b"", "GET")[1] == "number"
 
 
 @pytest.mark.parametrize("method", ["POST", "DELETE"])
@@ -46,7 +50,7 @@ def test_no_other_request_may(method: str) -> None:
 
 @pytest.mark.parametrize("away_s", [-FRESH_S, FRESH_S])
 def test_clocks_may_differ_by_seconds(away_s: float) -> None:
-    assert check(headers(at=NOW + away_s)).signed_at == NOW + away_s
+    assert check(headers(at=NOW + away_s))[2] == NOW + away_s
 
 
 def put(name: str, value: str) -> Change:
@@ -89,6 +93,11 @@ def test_whatever_is_wrong_is_refused_with_a_sentence(change: Change, said: str)
     with pytest.raises(NotSigned, match=said) as refused:
         check(sent)
     assert str(refused.value).endswith(".")
+
+
+def test_a_request_with_a_key_or_nothing_is_not_signed() -> None:
+    for sent in ({}, {"Authorization": "Bearer dk_key"}, {"Authorization": "Epistulary x"}):
+        assert not is_signed(httpx.Headers(sent))
 
 
 def test_another_body_is_not_the_signed_one() -> None:

@@ -83,6 +83,17 @@ def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert remote.resolved_store_url() == "postgresql://u:p@db/darkroom"
 
 
+def test_signed_requests_need_to_know_the_signers() -> None:
+    with pytest.raises(ValidationError, match="hotkey: set keys_file too"):
+        Settings(hotkey="5GrwvaEF5zXb26Fz9rcQpDWS57CtERHpNehXCPcNoHGKutQY")
+
+
+def test_only_an_object_store_signs_links() -> None:
+    with pytest.raises(ValidationError, match="a folder signs no links"):
+        Settings(image_link_s=60)
+    assert Settings(image_link_s=60, artifacts_url="s3://bucket/x").image_link_s == 60
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
