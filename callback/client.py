@@ -275,7 +275,7 @@ class TrackerClient:
         return await self._execute_for(owner, job_id, lambda key: Redeliver(owner, job_id, request_id, key), timeout_s)
 
     async def remember(self, command: Remember, *, timeout_s: float = 5.0) -> None:
-        """Notice a signed request. Raises `RequestReplayed` if it came before, `Unavailable`."""
+        """Notice a signed request. Raises `RequestReplayed` if it came before, `ReplaysUnknown`, `Unavailable`."""
         # By itself: a tracker of an earlier release, about to be replaced, fails on it and on what comes with it.
         deadline = time.monotonic() + timeout_s
         try:

@@ -49,9 +49,15 @@ class AllowanceUsed(Refusal):
 
 
 class RequestReplayed(Refusal):
-    """A signed request came before, or it cannot be told that it did not."""
+    """A signed request came before."""
 
     code = "request_replayed"
+
+
+class ReplaysUnknown(Refusal):
+    """The tracker has just been restarted: it cannot tell yet whether a signed request came before."""
+
+    code = "replays_unknown"
 
 
 class NotCancellable(Refusal):
@@ -124,6 +130,7 @@ REFUSALS: dict[str, type[Refusal]] = {
         QueueFull,
         AllowanceUsed,
         RequestReplayed,
+        ReplaysUnknown,
         NotCancellable,
         NotRedeliverable,
     )

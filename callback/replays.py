@@ -3,7 +3,7 @@
 from collections import deque
 
 from callback.clock import Clock
-from callback.errors import RequestReplayed, TrackerUnavailable
+from callback.errors import ReplaysUnknown, RequestReplayed, TrackerUnavailable
 from callback.records import Remember
 
 MAX_REMEMBERED = 500_000
@@ -26,14 +26,15 @@ class Replays:
     async def remember(self, command: Remember) -> bool:
         """Return True for a request that has not come before, also to the same asker again.
 
-        Raises `RequestReplayed`, and `TrackerUnavailable` while too many are remembered.
+        Raises `RequestReplayed`, `ReplaysUnknown`, and `TrackerUnavailable` while too many are remembered.
         """
         self._forget_old()
         # A sender's clock may be ahead by as much as is allowed: it may have come before the restart all the same.
         if command.signed_at < self._begins_at + command.fresh_s:
-            raise RequestReplayed(
-                "After a restart this server cannot tell yet whether the request came before. "
-                f"Sign it anew in {command.fresh_s:g} s."
+            wait_s = self._begins_at + command.fresh_s - self._clock.now()
+            raise ReplaysUnknown(
+                "After a restart this server cannot tell yet whether a request came before. Sign it again soon.",
+                max(1.0, wait_s),
             )
         asked_by = self._asked_by.get(command.request)
         if asked_by is not None and asked_by != command.asker:

@@ -19,6 +19,7 @@ from callback.errors import (
     NotRedeliverable,
     QueueFull,
     Refusal,
+    ReplaysUnknown,
     RequestReplayed,
     TrackerError,
     Unavailable,
@@ -36,6 +37,7 @@ _STATUS: dict[type[TrackerError], int] = {
     QueueFull: 429,
     AllowanceUsed: 429,
     RequestReplayed: 401,
+    ReplaysUnknown: 503,
     Unavailable: 503,
 }
 

@@ -45,7 +45,7 @@ async def test_a_successor_is_not_kept_out_by_a_transaction_of_a_stopped_tracker
     bounds = {"options": "-c lock_timeout=5000 -c idle_in_transaction_session_timeout=300"}
     monkeypatch.setattr("callback.store._POSTGRESQL_BOUNDS", bounds)
     stopped = Store(desk.config.store_url)
-    epoch = stopped.acquire("stopped", 0.0)
+    epoch = stopped.acquire("one process", 0.0)  # of the same Darkroom
     transaction = stopped.transaction(epoch)
     transaction.__enter__()  # and nothing more is ever heard of it
 

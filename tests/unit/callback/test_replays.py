@@ -3,7 +3,7 @@
 import pytest
 
 from callback import replays
-from callback.records import Remember
+from callback.records import Rejected, Remember
 from tests.unit.callback.tracker_kit import Desk, ManualClock, StartDesk, rejected
 
 FRESH_S = 8.0
@@ -39,7 +39,9 @@ async def test_a_request_is_remembered_for_longer_than_it_is_fresh(desk: Desk, a
 async def test_of_what_may_have_come_before_its_start_the_tracker_cannot_tell(start: StartDesk) -> None:
     desk = await start()
     for age_s in (1.0, 0.0, -FRESH_S + 0.1):
-        assert rejected(await desk.do(request(desk.clock, age_s=age_s))) == "request_replayed"
+        refused = await desk.do(request(desk.clock, age_s=age_s))
+        assert isinstance(refused, Rejected)
+        assert (refused.code, refused.retry_after_s) == ("replays_unknown", FRESH_S)
     desk.clock.advance(FRESH_S)
     assert await desk.do(request(desk.clock)) is True
 
