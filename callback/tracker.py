@@ -54,6 +54,8 @@ The courier commits every second."""
 READERS = 4
 MAX_READS = 256
 """Questions to the store at once: a store that stalls must not fill the actor's places with them."""
+HEALTH_WAIT_S = 0.5
+"""Whoever asks for health waits no longer for a store that stalls."""
 LONG_PAUSE_S = 1.0
 """A tick that comes so much too late means that the process did not run."""
 
@@ -335,8 +337,11 @@ class JobTracker:
     async def health(self) -> TrackerHealth:
         """Return the tracker's own account of itself; never raises."""
         try:
-            await self.start()
-            await self._refresh_if_stale()
+            async with asyncio.timeout(HEALTH_WAIT_S):
+                await self.start()
+                await self._refresh_if_stale()
+        except TimeoutError:
+            pass  # The store is being tried: what was wrong with it the last time still is.
         except TrackerError as error:
             if self._epoch < 0 or not self._retiring:
                 self._trouble = str(error)
