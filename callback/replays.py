@@ -8,8 +8,6 @@ from callback.records import Remember
 
 MAX_REMEMBERED = 500_000
 """Some 200 MB. More in a window of seconds is an attack; then signed requests have to wait."""
-
-
 MARGIN_S = 10.0
 """Kept for longer: a request's age is judged elsewhere, by the clocks of other nodes, and messages take time."""
 

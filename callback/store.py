@@ -153,8 +153,7 @@ class Store:
         """
         with self.reading() as tx:
             # Without a lock: whoever waits for its turn must not burden the owner.
-            if (owner := tx.execute(_READ_OWNER).one_or_none()) is not None:
-                check(Ownership(*owner))
+            self._check_owner(tx, check, _READ_OWNER)
         with _unavailable_if_failing(), self._writer.begin() as tx:
             first = {"id": 1, "epoch": 0, "holder": holder, "taken_at": now}
             tx.execute(self.insert(tracker_owner).on_conflict_do_nothing(), first)
@@ -168,8 +167,8 @@ class Store:
         with self.transaction(epoch) as tx:
             tx.execute(sa.update(tracker_owner).values(holder=NOBODY))
 
-    def _check_owner(self, tx: sa.Connection, check: Check) -> None:
-        if (owner := tx.execute(_PRESENT_OWNER).one_or_none()) is not None:
+    def _check_owner(self, tx: sa.Connection, check: Check, look: sa.Select[Any] = _PRESENT_OWNER) -> None:
+        if (owner := tx.execute(look).one_or_none()) is not None:
             check(Ownership(*owner))
 
     @contextmanager
