@@ -21,6 +21,8 @@ _log = get_logger("engine")
 _TAIL_BACKLOG = 2  # pictures on their way to the store; more would only pile up memory behind a slow disk
 _WATCH_INTERVAL_S = 1.0
 _LOST_CLOSE_S = 0.5
+NEWS_S = 0.25
+"""Events of this long ago have left the process, whatever becomes of it."""
 
 
 class Picture(Protocol):
@@ -150,17 +152,26 @@ class Engine:
         if (job := self._waiting.take()) is None:
             return False
         with job_context(job.request.job_id):
+            # Requests of an earlier release do not know the field.
+            alone = getattr(job.request, "alone", False)
+            if alone:
+                self._tail.join()
+                job.cancelled.wait(NEWS_S)
             self._active.add(job)
-            if (picture := self._render(job)) is None:
+            if (picture := self._render(job, alone=alone)) is None:
                 self._active.discard(job)
             else:
                 self._tail.put((job, picture))
+            if alone:
+                self._tail.join()
         return True
 
-    def _render(self, job: RenderJob) -> Picture | None:
+    def _render(self, job: RenderJob, *, alone: bool) -> Picture | None:
         try:
             job.checkpoint()
             job.begin(self._replica_id, self._renderer.device)
+            if alone:
+                job.cancelled.wait(NEWS_S)
             return self._renderer.render(job)
         except Exception as error:  # noqa: BLE001  (whatever a library raises is this job's failure)
             failure = _as_failure(error)
@@ -185,6 +196,7 @@ class Engine:
         with job_context(job.request.job_id):
             self._publish(job, picture)
         self._active.discard(job)
+        self._tail.task_done()
         return True
 
     def _publish(self, job: RenderJob, picture: Picture) -> None:

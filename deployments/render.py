@@ -15,7 +15,11 @@ Stage = Literal["loading", "encoding", "denoising", "decoding", "storing"]
 
 @dataclass(frozen=True, slots=True)
 class RenderRequest:
-    """One picture to render. `artifact_key` names where it is published and contains the attempt."""
+    """One picture to render. `artifact_key` names where it is published and contains the attempt.
+
+    `alone`: nothing else is on its way through the engine meanwhile, so that, should the process die, everybody knows
+    with which job it did. It costs the overlap of device and store, and half a second.
+    """
 
     job_id: str
     artifact_key: str
@@ -29,6 +33,7 @@ class RenderRequest:
     negative_prompt: str | None = None
     adapter: str | None = None
     determinism: Determinism = "exact"
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,8 @@ class Attempt:
             seed=request.seed,
             timeout_s=self._job_timeout_s,
             adapter=request.adapter,
+            # What was lost once may have been the cause, or have stood beside it.
+            alone=self.claim.attempt > 1,
         )
 
     async def _events(self) -> AsyncIterator[RenderEvent]:

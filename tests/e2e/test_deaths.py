@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from deployments.embedded import MODEL_FOLDER
-from deployments.models import ModelSettings
+from deployments.models import ModelSettings, SimulatedOptions
 from stress.callback_server import CallbackServer
 from tests.apps import App
 from tests.e2e.conftest import SECRET
@@ -26,14 +26,20 @@ REQUESTS = [
 ]
 LEASE_S = 4.0
 TAKEOVER_S = 4.0
+MAX_ATTEMPTS = 2
 
 
 @pytest.fixture(scope="module")
 def mortal(deploy: Callable[..., App]) -> App:
     """An application whose processes the tests kill."""
+    simulated = SimulatedOptions(step_seconds=0.01, hang_on="[hang]", crash_on="[crash]")
     return deploy(
         "mortal",
-        models=[ModelSettings(name="mortal", source=str(MODEL_FOLDER))],
+        models=[
+            ModelSettings(name="mortal", source=str(MODEL_FOLDER)),
+            ModelSettings(name="brittle", engine="simulated", simulated=simulated, step_timeout_s=1.0),
+        ],
+        max_attempts=MAX_ATTEMPTS,
         lease_s=LEASE_S,
         tracker_takeover_s=TAKEOVER_S,
         callback_timeout_s=5.0,
@@ -74,7 +80,7 @@ def kill_ingress(app: App) -> None:
 
 
 def kill_model(app: App) -> None:
-    (process,) = processes(f"ServeReplica:{app.name}:TextToImage")
+    (process,) = processes(f"ServeReplica:{app.name}:TextToImage-mortal")
     process.kill()
 
 
@@ -155,3 +161,16 @@ def test_twenty_jobs_survive(
         attempts = [entry.webhook_attempt for entry in entries]
         assert len(set(attempts)) == len(attempts), "the same attempt twice"
     assert sorted(final_states()) == sorted((job_id, "completed") for job_id in jobs)
+
+
+def test_a_job_that_kills_or_hangs_its_replica_is_given_up_and_the_others_go_on(mortal: App) -> None:
+    asked = {"model": "brittle", "width": 64, "height": 64, "num_inference_steps": 1}
+    with mortal.client() as client:
+        first, killing, second, hanging, third = (
+            client.submit(prompt=prompt, **asked).job_id for prompt in ("1", "[crash]", "2", "[hang]", "3")
+        )
+        for job_id in (killing, hanging):
+            status = client.wait(job_id, timeout_s=120)
+            assert (status.status, status.error_code) == ("failed", "poisoned"), status
+        for job_id in (first, second, third):
+            assert client.wait(job_id, timeout_s=60).status == "completed"

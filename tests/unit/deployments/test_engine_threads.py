@@ -1,6 +1,7 @@
 """The engine with a renderer that the test steers step by step."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from rendering_kit import Job, submit
 
 from deployments.artifacts import ArtifactStore
-from deployments.engine import Engine
+from deployments.engine import NEWS_S, Engine
 from deployments.errors import DeviceOutOfMemory, EngineBusy, EngineUnhealthy, ModelUnusable, RenderBroken
 from deployments.job import RenderJob
 from deployments.pictures import PixelPicture
@@ -214,6 +215,44 @@ def test_storing_a_picture_overlaps_the_next_job(
     renderer.permit(1)
     first.finished()
     second.finished()
+
+
+def test_a_job_that_is_rendered_alone_shares_the_engine_with_none(
+    steer: Callable[..., Engine], renderer: SteeredRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    happened: list[str] = []
+    disk = threading.Semaphore(0)
+    publish = ArtifactStore.publish
+
+    def slow(self: ArtifactStore, key: str, *rest: object) -> object:
+        assert disk.acquire(timeout=WAIT_S)
+        happened.append(f"{key} stored")
+        return publish(self, key, *rest)  # type: ignore[arg-type]
+
+    begin = RenderJob.begin
+
+    def noted(self: RenderJob, *rest: str) -> None:
+        happened.append(f"{self.request.artifact_key} begun")
+        begin(self, *rest)
+
+    monkeypatch.setattr(ArtifactStore, "publish", slow)
+    monkeypatch.setattr(RenderJob, "begin", noted)
+    renderer.permit(100)
+    engine = steer()
+    first, alone, last = (submit(engine, artifact_key=key, alone=key == "b") for key in "abc")
+    first.until_stage("storing")
+    disk.release()
+    first.finished()
+    alone.until(lambda event: isinstance(event, RenderStarted))
+    # The news of its beginning has left before anything can happen to it.
+    began = time.monotonic()
+    alone.until(lambda event: isinstance(event, RenderProgress))
+    assert time.monotonic() - began > NEWS_S / 2
+    alone.until_stage("storing")
+    disk.release(2)
+    alone.finished()
+    last.finished()
+    assert happened == ["a begun", "a stored", "b begun", "b stored", "c begun", "c stored"]
 
 
 def test_a_store_that_cannot_be_written_fails_the_job_with_its_code(
