@@ -70,6 +70,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
         401: "The API key is missing or not valid. (Only where the server asks for keys.)",
         403: "The API key does not allow this. (Only where the server asks for keys.)",
         404: "There is no such job, or no picture of it yet.",
+        408: "The body did not come within 30 s.",
         409: "The job's present state does not allow it.",
         410: "The picture was removed by retention.",
         413: "The body is larger than 1 MB.",
@@ -173,7 +174,8 @@ async def _http_exception(_request: Request, error: Exception) -> JSONResponse:
     if error.status_code == 400:
         # FastAPI's word for a body that cannot even be decoded.
         return _invalid_json()
-    code = {404: "not_found", 405: "method_not_allowed", 413: "body_too_large"}.get(error.status_code, "http_error")
+    codes = {404: "not_found", 405: "method_not_allowed", 408: "body_too_slow", 413: "body_too_large"}
+    code = codes.get(error.status_code, "http_error")
     response = problem(error.status_code, code, str(error.detail))
     response.headers.update(error.headers or {})
     return response

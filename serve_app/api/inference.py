@@ -28,7 +28,7 @@ def router(service: Service) -> APIRouter:
     may_submit = Depends(calling(service, Scope.SUBMIT))
     may_read = Depends(calling(service, Scope.READ))
 
-    @routes.post("/inference", responses=documented(400, 401, 403, 409, 413, 422, 429, 503))
+    @routes.post("/inference", responses=documented(400, 401, 403, 408, 409, 413, 422, 429, 503))
     async def submit(
         caller: Annotated[Caller, may_submit],
         body: InferenceRequest,

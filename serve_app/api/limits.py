@@ -1,4 +1,6 @@
-"""The bound on what a client may send."""
+"""The bounds on what a client may send, and how slowly."""
+
+import asyncio
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -6,14 +8,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve_app.api.errors import problem
 
 MAX_BODY_BYTES = 1_000_000
-_SENTENCE = f"The body is larger than {MAX_BODY_BYTES} bytes."
+BODY_TIMEOUT_S = 30.0
+"""Until the whole body is there. A client that sends it byte by byte holds one of the ingress's places."""
+_TOO_LARGE = f"The body is larger than {MAX_BODY_BYTES} bytes."
 
 
 class BodyLimit:
-    """Answer 413 to a body that is, or turns out to be, larger than the limit, without reading the rest."""
+    """Answer 413 to a body that is, or turns out to be, too large, without reading the rest; 408 to one too slow."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, timeout_s: float = BODY_TIMEOUT_S) -> None:
         self._app = app
+        self._timeout_s = timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting its bytes."""
@@ -22,17 +27,24 @@ class BodyLimit:
             return
         announced = dict(scope["headers"]).get(b"content-length", b"0")
         if not announced.isdigit() or int(announced) > MAX_BODY_BYTES:
-            await problem(413, "body_too_large", _SENTENCE)(scope, receive, send)
+            await problem(413, "body_too_large", _TOO_LARGE)(scope, receive, send)
             return
-        received = 0
+        received, whole = 0, False
+        ends_at = asyncio.get_running_loop().time() + self._timeout_s
 
-        async def counting() -> Message:
-            nonlocal received
-            message = await receive()
+        async def bounded() -> Message:
+            nonlocal received, whole
+            try:
+                # What comes after the body is that the client goes away: whoever asks for it may wait.
+                async with asyncio.timeout_at(None if whole else ends_at):
+                    message = await receive()
+            except TimeoutError:
+                # FastAPI lets these pass while it reads the body, and our handler answers them.
+                raise HTTPException(408, f"The body did not come within {self._timeout_s:g} s.") from None
             received += len(message.get("body", b""))
+            whole = not message.get("more_body", False)
             if received > MAX_BODY_BYTES:
-                # FastAPI lets this one pass while it reads the body, and our handler answers it.
-                raise HTTPException(413, _SENTENCE)
+                raise HTTPException(413, _TOO_LARGE)
             return message
 
-        await self._app(scope, counting, send)
+        await self._app(scope, bounded, send)

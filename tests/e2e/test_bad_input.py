@@ -2,6 +2,8 @@
 
 import json
 import socket
+import time
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -128,6 +130,32 @@ def test_a_streamed_body_gets_413_before_it_is_read_whole(app: App) -> None:
             connection.sendall(b"186a0\r\n" + b"x" * 100_000 + b"\r\n")
         # The body is not at its end, and never will be: the answer does not wait for it.
         assert b" 413 " in connection.recv(4096).partition(b"\r\n")[0]
+
+
+def test_clients_that_send_slowly_keep_nobody_waiting(app: App, http: httpx.Client) -> None:
+    url = httpx.URL(app.url)
+    beginnings = (
+        f"POST {url.path}/inf",
+        f"POST {url.path}/inference HTTP/1.1\r\nHost: x\r\nContent-Length: 90\r\n\r\n{{",
+    )
+    with ExitStack() as stack:
+        for n in range(200):
+            connection = stack.enter_context(socket.create_connection((url.host, url.port), timeout=20))
+            connection.sendall(beginnings[n % 2].encode())
+        began = time.monotonic()
+        job_id = http.post("/inference", json=FINE).raise_for_status().json()["job_id"]
+        assert http.get(f"/inference/status/{job_id}?wait=20").json()["status"] == "completed"
+        assert time.monotonic() - began < 10
+
+
+def test_huge_headers_harm_nobody(app: App, http: httpx.Client) -> None:
+    url = httpx.URL(app.url)
+    with socket.create_connection((url.host, url.port), timeout=20) as connection:
+        connection.sendall(f"GET {url.path}/jobs HTTP/1.1\r\nHost: {url.netloc.decode()}\r\n".encode())
+        # Serve's proxy takes them all; what it passes on is what counts.
+        connection.sendall(b"".join(b"X-%d: %s\r\n" % (n, b"x" * 10_000) for n in range(1000)) + b"\r\n")
+        assert connection.recv(4096).split()[1] in {b"200", b"400", b"431"}
+    assert http.get("/jobs").status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/inference/status/nobody", "/inference/result/nobody", "/images/nobody.png"])
