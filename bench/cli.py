@@ -16,6 +16,7 @@ from bench.history import measure_history
 from bench.job_path import measure_job_path
 from bench.plan import FULL, QUICK, TINY, Plan
 from bench.plot import draw
+from bench.protection import measure_protection
 from bench.records import ProxyModeName, Record
 from bench.scale import measure_scale
 from bench.start import ENGINES, measure_start
@@ -72,6 +73,13 @@ def job_path(
     _measure("job_path", plan, out, home, lambda tell: measure_job_path(plan, mode.names(), home / "job-path", tell))
 
 
+@app.command("protection")
+def protection(quick: Quick = False, tiny: Tiny = False, out: Out = _OUT, home: Home = _HOME) -> None:
+    """The way of a job with API keys, limits and signatures, beside the way without."""
+    plan = _plan(quick, tiny)
+    _measure("protection", plan, out, home, lambda tell: measure_protection(plan, home / "protection", tell))
+
+
 @app.command("history")
 def history(
     quick: Quick = False, tiny: Tiny = False, finished: Numbers = None, out: Out = _OUT, home: Home = _HOME
@@ -106,6 +114,7 @@ def everything(quick: Quick = False, tiny: Tiny = False, out: Out = _OUT, home: 
     """All of them, one after the other."""
     start(quick, tiny, None, out, home)
     job_path(quick, tiny, Mode.BOTH, None, None, None, out, home)
+    protection(quick, tiny, out, home)
     history(quick, tiny, None, out, home)
     scale(quick, tiny, None, out, home)
 

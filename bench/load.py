@@ -7,7 +7,7 @@ service shares. All moments are seconds of this machine's clock, which the servi
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -72,15 +72,31 @@ class Burst:
 
 
 @asynccontextmanager
-async def load_generator() -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a session that keeps as many connections as calls are made at once."""
+async def load_generator(
+    headers: Mapping[str, str] | None = None, sign: Callable[[bytes], Mapping[str, str]] | None = None
+) -> AsyncIterator[aiohttp.ClientSession]:
+    """Open a session that keeps as many connections as calls are made at once.
+
+    `headers` go with every call, and those that `sign` returns for its body.
+    """
     async with aiohttp.ClientSession(
+        headers=headers,
+        middlewares=(_signing(sign),) if sign else (),
         connector=aiohttp.TCPConnector(limit=0),
         cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S),
         auto_decompress=False,
     ) as session:
         yield session
+
+
+def _signing(sign: Callable[[bytes], Mapping[str, str]]) -> aiohttp.ClientMiddlewareType:
+    async def signed(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+        body = request.body if isinstance(request.body, bytes) else await request.body.as_bytes()
+        request.headers.update(sign(body))
+        return await handler(request)
+
+    return signed
 
 
 async def one(session: aiohttp.ClientSession, call: Call) -> Reply:

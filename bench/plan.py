@@ -10,9 +10,9 @@ class Plan:
     """Sizes of all benchmarks. `name` is noted with the results.
 
     `pairs`: rounds in which every system is measured once (six are the fewest whose extremes bound the median with
-    95 %). `history`: numbers of finished jobs. `devices`: numbers of simulated devices; `scaled_devices`: how many the
-    autoscaler may add. `starts`: how often a start is timed, with the noop engine
-    behind each of the proxies in `starts_behind`.
+    95 %). `protection_jobs`, `protection_pairs`: the same for a guarded service beside an open one. `history`: numbers
+    of finished jobs. `devices`: numbers of simulated devices; `scaled_devices`: how many the autoscaler may add.
+    `starts`: how often a start is timed, with the noop engine behind each of the proxies in `starts_behind`.
     """
 
     name: str
@@ -20,6 +20,8 @@ class Plan:
     submitters: int = 32
     pairs: int = 6
     bare_requests: int = 3000
+    protection_jobs: int = 500
+    protection_pairs: int = 10
     history: tuple[int, ...] = (0, 100_000, 1_000_000)
     history_submits: int = 200
     tracker_restarts: int = 5
@@ -37,6 +39,8 @@ QUICK = Plan(
     jobs=100,
     pairs=3,
     bare_requests=500,
+    protection_jobs=50,
+    protection_pairs=2,
     history=(0, 20_000),
     history_submits=30,
     tracker_restarts=1,
@@ -53,6 +57,8 @@ TINY = Plan(
     submitters=4,
     pairs=1,
     bare_requests=50,
+    protection_jobs=10,
+    protection_pairs=1,
     history=(0, 500),
     history_submits=5,
     tracker_restarts=1,

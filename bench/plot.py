@@ -47,15 +47,21 @@ def draw(results: Results, file: Path) -> None:
 
 def panels_of(results: Results) -> list[Panel]:
     """Return what is drawn."""
-    return [
-        panel for panel in (*_rates(results), *_shares(results), *_history(results), *_starts(results)) if panel.bars
-    ]
+    sections = (_rates, _protection, _shares, _history, _starts)
+    return [panel for section in sections for panel in section(results) if panel.bars]
 
 
 def _rates(results: Results) -> Iterable[Panel]:
     for mode in results.job_path.modes if results.job_path else ():
         bars = tuple(_bar(s.system, s.jobs_per_s, ours=s.system.startswith("darkroom")) for s in mode.systems)
         yield Panel(f"Jobs (constant: requests) per second, {mode.mode} proxy", bars)
+
+
+def _protection(results: Results) -> Iterable[Panel]:
+    found = results.protection.ratios if results.protection else ()
+    yield Panel(
+        "Jobs a second with keys, limits and signatures, beside without", tuple(_bar(r.name, r.estimate) for r in found)
+    )
 
 
 def _shares(results: Results) -> Iterable[Panel]:

@@ -111,6 +111,18 @@ class JobPath(Record):
     modes: tuple[ModeFigures, ...]
 
 
+class Protection(Record):
+    """What keys, limits and signatures cost. `callback_signature_ms`: a signature that every callback has anyway."""
+
+    jobs: int
+    submitters: int
+    pairs: int
+    systems: tuple[SystemFigures, ...]
+    ratios: tuple[Ratio, ...]
+    callback_signature_ms: Estimate
+    runs: tuple[Run, ...]
+
+
 class HistoryFigures(Record):
     """A service with so many finished jobs in its store. Ratios compare with the service that has none."""
 
@@ -194,6 +206,7 @@ class Results(Record):
 
     conditions: dict[str, Conditions] = {}
     job_path: JobPath | None = None
+    protection: Protection | None = None
     history: History | None = None
     scale: Scale | None = None
     start: Start | None = None

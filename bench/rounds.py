@@ -1,6 +1,5 @@
 """Rounds of measurements: each system in turn, the order rotated, with what a run of each consists of."""
 
-import asyncio
 import json
 from collections.abc import Callable
 from typing import Protocol
@@ -8,20 +7,22 @@ from typing import Protocol
 import aiohttp
 import psutil
 
-from bench.jobs import Order, ended, ids_of, moment, polls_of, statuses
+from bench.jobs import Order, polls_of
 from bench.load import Call, burst, load_generator, one
 from bench.plan import Plan
 from bench.processes import CpuMeter, listeners, memory
 from bench.receiver import Receiver
 from bench.records import ModeFigures, ProxyModeName, Run
+from bench.runs import Asked, run_jobs
 from bench.summary import ratios, summarise
 from deployments.models import ModelSettings, SimulatedOptions
-
-CALLBACKS_TIMEOUT_S = 300.0
 
 NOOP = ModelSettings(name="noop", engine="noop")
 HELD = ModelSettings(name="held", engine="simulated", simulated=SimulatedOptions(step_seconds=100.0))
 """One endless job is polled while it is open. A step is as long as the engine's watchdog allows it to be."""
+
+COMPARED = (("darkroom", "constant"), ("darkroom", "naive"), ("darkroom+callbacks", "constant"))
+"""Which rate is divided by which."""
 
 Progress = Callable[[str], None]
 
@@ -72,7 +73,7 @@ class Rounds:
         return ModeFigures(
             mode=mode,
             systems=tuple(summarise([run for run in runs if run.system == name]) for name in self._systems),
-            ratios=ratios(runs),
+            ratios=ratios(runs, COMPARED),
             memory=memory(processes),
             listeners=listeners(processes),
             haproxy_files=self._instance.haproxy_files(),
@@ -84,9 +85,9 @@ class Rounds:
         if system == "constant":
             return await self._run_constant(session, count)
         if system == "naive":
-            return await self._run_jobs(session, system, f"{self._instance.url}/naive", Order(), count)
+            return await self._jobs_of(session, system, f"{self._instance.url}/naive", Order(), count)
         order = Order(model=NOOP.name, callback_url=self._callbacks.url if "callbacks" in system else None)
-        run = await self._run_jobs(session, system, self._instance.url, order, count)
+        run = await self._jobs_of(session, system, self._instance.url, order, count)
         return run if order.callback_url else await self._with_open_polls(session, run, count)
 
     async def _run_constant(self, session: aiohttp.ClientSession, count: int) -> Run:
@@ -95,27 +96,9 @@ class Rounds:
         requests = (await burst(session, calls, self._plan.submitters)).calls()
         return Run(system="constant", jobs_per_s=requests.per_s, submits=requests, cpu_ms_per_job=cpu.ms_per(count))
 
-    async def _run_jobs(self, session: aiohttp.ClientSession, system: str, url: str, order: Order, count: int) -> Run:
-        cpu = self._cpu()
-        submits = await burst(session, order.calls(url, count), self._plan.submitters)
-        job_ids = ids_of(submits)
-        # One poller for the last job, so that watching does not cost what is watched.
-        await ended(session, url, job_ids[-1])
-        received: dict[str, float] = {}
-        if order.callback_url:
-            received = await asyncio.to_thread(self._callbacks.wait_for, job_ids, CALLBACKS_TIMEOUT_S)
-        cpu_ms_per_job = cpu.ms_per(count)
-        cpu = self._cpu()
-        polls, final = await statuses(session, url, job_ids, self._plan.submitters)
-        last = max([moment(status, "completed_at") for status in final] + list(received.values()))
-        return Run(
-            system=system,
-            jobs_per_s=count / (last - submits.began),
-            submits=submits.calls(),
-            polls=polls.calls(),
-            cpu_ms_per_job=cpu_ms_per_job,
-            cpu_ms_per_poll=cpu.ms_per(count),
-        )
+    async def _jobs_of(self, session: aiohttp.ClientSession, system: str, url: str, order: Order, count: int) -> Run:
+        asked = Asked(system, url, order, count, self._plan.submitters)
+        return await run_jobs(session, asked, self._instance.processes(), self._callbacks)
 
     async def _with_open_polls(self, session: aiohttp.ClientSession, run: Run, count: int) -> Run:
         """Add polls of a job that is being rendered all the while."""

@@ -6,9 +6,6 @@ from statistics import median
 from bench.records import Calls, Estimate, Ratio, Run, SystemFigures
 from bench.statistics import estimate
 
-COMPARED = (("darkroom", "constant"), ("darkroom", "naive"), ("darkroom+callbacks", "constant"))
-"""Which rate is divided by which."""
-
 
 def summarise(runs: Sequence[Run]) -> SystemFigures:
     """Return the medians of all runs of one system."""
@@ -33,15 +30,15 @@ def summarise(runs: Sequence[Run]) -> SystemFigures:
     )
 
 
-def ratios(runs: Sequence[Run]) -> tuple[Ratio, ...]:
-    """Return how the rates of the runs compare, each with the other system's run of the same round."""
-    rates = {name: [run.jobs_per_s for run in runs if run.system == name] for pair in COMPARED for name in pair}
+def ratios(runs: Sequence[Run], compared: Sequence[tuple[str, str]]) -> tuple[Ratio, ...]:
+    """Return how the rates of the first and the second system of each pair compare, round by round."""
+    rates = {name: [run.jobs_per_s for run in runs if run.system == name] for pair in compared for name in pair}
     return tuple(
         Ratio(
             name=f"{ours} / {theirs}",
             estimate=estimate([a / b for a, b in zip(rates[ours], rates[theirs], strict=True)]),
         )
-        for ours, theirs in COMPARED
+        for ours, theirs in compared
     )
 
 

@@ -1,11 +1,11 @@
 """The results as tables for a terminal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from bench.records import Conditions, Estimate, History, JobPath, ModeFigures, Results, Scale, Start
+from bench.records import Conditions, Estimate, History, JobPath, ModeFigures, Protection, Ratio, Results, Scale, Start
 
 _MOST_ROLES = 6
 
@@ -92,10 +92,14 @@ def _mode(record: JobPath, mode: ModeFigures) -> list[Table]:
             _interval(system.polls_per_s),
             _interval(system.open_polls_per_s),
         )
-    ratios = _table("Jobs/s, round by round", "", "ratio")
-    for ratio in mode.ratios:
-        ratios.add_row(ratio.name, _interval(ratio.estimate))
-    return [rates, ratios, _cpu(mode), _memory(mode)]
+    return [rates, _ratios(mode.ratios), _cpu(mode), _memory(mode)]
+
+
+def _ratios(ratios: Sequence[Ratio]) -> Table:
+    table = _table("Jobs/s, round by round", "", "ratio")
+    for ratio in ratios:
+        table.add_row(ratio.name, _interval(ratio.estimate))
+    return table
 
 
 def _cpu(mode: ModeFigures) -> Table:
@@ -124,6 +128,26 @@ def _memory(mode: ModeFigures) -> Table:
         ports = "\n".join(open_on[row.role])
         table.add_row(row.role, str(row.processes), number(row.rss_mb), number(row.pss_mb), ports)
     return table
+
+
+def _protection(record: Protection) -> list[Table]:
+    coverage = record.ratios[0].estimate.coverage
+    title = (
+        f"Protection: {record.jobs} jobs, {record.submitters} submitters, {record.pairs} rounds; medians (interval "
+        f"that holds the median with {coverage:.1%})"
+    )
+    rates = _table(title, "service", "jobs/s", "submit p50 ms", "polls/s", "processor ms per job")
+    for system in record.systems:
+        rates.add_row(
+            system.system,
+            _interval(system.jobs_per_s),
+            _median(system.submit_p50_ms),
+            _interval(system.polls_per_s),
+            _roles(system.cpu_ms_per_job),
+        )
+    ratios = _ratios(record.ratios)
+    ratios.add_row("signature of a callback, ms", _interval(record.callback_signature_ms))
+    return [rates, ratios]
 
 
 def _history(record: History) -> list[Table]:
@@ -186,6 +210,7 @@ def _start(record: Start) -> list[Table]:
 _PRINTED: dict[str, Callable[..., list[Table]]] = {
     "start": _start,
     "job_path": _job_path,
+    "protection": _protection,
     "history": _history,
     "scale": _scale,
 }

@@ -40,11 +40,16 @@ class Signer:
         return " ".join(signatures)
 
 
+def new_private_key() -> str:
+    """Make a key to sign with."""
+    return _PRIVATE_PREFIX + _text(Ed25519PrivateKey.generate().private_bytes_raw())
+
+
 def obtain_private_key(tx: sa.Connection, now: float) -> str:
     """Return the service's private key; the first time, make it. It lies in the store, where every tracker finds it."""
     found: str | None = tx.execute(sa.select(signing_key.c.private_key)).scalar_one_or_none()
     if found is None:
-        found = _PRIVATE_PREFIX + _text(Ed25519PrivateKey.generate().private_bytes_raw())
+        found = new_private_key()
         tx.execute(sa.insert(signing_key).values(id=1, private_key=found, made_at=now))
     return found
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from bench import constant_app, naive_app, results
 from bench.cli import app
 from bench.plan import TINY
+from bench.protection import SYSTEMS
 from bench.receiver import receiver
 from bench.records import ProxyModeName, Results, SystemFigures
 from bench.rounds import HELD, NOOP, Rounds
@@ -120,6 +121,17 @@ def test_the_job_path_is_measured_beside_its_yardsticks(measure: Measure) -> Non
     }
     assert {"TrackerActor", "ProxyActor", "raylet"} <= {row.role for row in mode.memory}
     assert all(listener.ports for listener in mode.listeners)
+
+
+@pytest.mark.bench
+def test_a_guarded_service_is_compared_with_an_open_one(measure: Measure) -> None:
+    protection = measure("protection").protection
+
+    assert protection is not None
+    assert [system.system for system in protection.systems] == list(SYSTEMS)
+    assert all(system.polls_per_s.median > 0 for system in protection.systems if system.polls_per_s)
+    assert all(ratio.estimate.median > 0 for ratio in protection.ratios)
+    assert protection.callback_signature_ms.median > 0
 
 
 @pytest.mark.bench
