@@ -4,12 +4,16 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.apps import App, free_port
+
+if TYPE_CHECKING:
+    from tests.postgres_server import PostgresServer
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -30,6 +34,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _is_last(item: pytest.Item) -> bool:
     return item.get_closest_marker("last") is not None
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["PostgresServer"]:
+    """A PostgreSQL server for the session. Without its binaries tests are skipped, but never in CI."""
+    from tests.postgres_server import PostgresMissingError, running_server
+
+    with ExitStack() as stack:
+        try:
+            server = stack.enter_context(running_server())
+        except PostgresMissingError as error:
+            if os.environ.get("CI") == "true":
+                pytest.fail(f"CI must check the store on PostgreSQL too. {error}")
+            pytest.skip(str(error))
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from launcher.local import LocalDarkroom, kill_instance, processes_of
 from stress.callback_server import CallbackServer
 from tests.apps import free_port
 from tests.chaos.faults import Action, Fault, Kind
-from tests.contract.postgres_server import PostgresServer, running_server
+from tests.postgres_server import PostgresServer, running_server
 
 CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
 SECRET = "chaos-secret"

@@ -1,6 +1,5 @@
 """The databases that the store's contract is checked on."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,24 +11,10 @@ pytest.register_assert_rewrite(
 )
 
 from callback.store import Store  # noqa: E402
-from tests.contract.postgres_server import PostgresMissingError, PostgresServer, running_server  # noqa: E402
+from tests.postgres_server import PostgresServer  # noqa: E402
 from tests.unit.callback.conftest import _look_often, clock, desk, pictures, receiver, start  # noqa: E402, F401
 
 POSTGRES = pytest.param("postgresql", marks=pytest.mark.postgres)
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server for the session. Without its binaries tests are skipped, but never in CI."""
-    server = running_server()
-    try:
-        started = server.__enter__()
-    except PostgresMissingError as error:
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"CI must check the store on PostgreSQL too. {error}")
-        pytest.skip(str(error))
-    yield started
-    server.__exit__(None, None, None)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,11 @@ import httpx
 import numpy as np
 import pytest
 from fsspec.asyn import AsyncFileSystem
-from moto.server import ThreadedMotoServer
 
 from deployments.artifacts import ArtifactStore
 from deployments.errors import ArtifactCorrupt, ArtifactMissing, ArtifactUnwritable
 from deployments.png import encode_png
-from tests.apps import free_port
+from tests.s3_server import running_s3
 
 KEY = "ab/job/1.png"
 PNG = encode_png(np.arange(64 * 80 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 80, 3))
@@ -21,21 +20,16 @@ BUCKET = "pictures"
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[ThreadedMotoServer]:
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port(), verbose=False)
-    server.start()
-    yield server
-    server.stop()
+def server() -> Iterator[dict[str, str]]:
+    with running_s3(BUCKET) as environment:
+        yield environment
 
 
 @pytest.fixture
-def s3(server: ThreadedMotoServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[ArtifactStore]:
-    host, port = server.get_host_and_port()
-    keys = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_DEFAULT_REGION": "us-east-1"}
-    for name, value in (keys | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}).items():
+def s3(server: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Iterator[ArtifactStore]:
+    for name, value in server.items():
         monkeypatch.setenv(name, value)
     AsyncFileSystem.clear_instance_cache()
-    boto3.client("s3").create_bucket(Bucket=BUCKET)
     yield ArtifactStore(f"s3://{BUCKET}/darkroom")
     AsyncFileSystem.clear_instance_cache()
 

@@ -10,7 +10,7 @@ from callback.records import PROTOCOL_VERSION, JobView, Rejected, Submit
 from callback.states import JobState
 from callback.store import Store
 from callback.tracker import JobTracker
-from tests.contract.postgres_server import PostgresServer
+from tests.postgres_server import PostgresServer
 from tests.unit.callback.tracker_kit import BOUND_S, Desk, StartDesk, new_job
 
 pytestmark = pytest.mark.postgres

@@ -1,30 +1,45 @@
-"""`serve deploy` of the shipped configuration to a cluster with the dashboard on; the cluster dies; its jobs go on."""
+"""`serve deploy` to a cluster with the dashboard on: the shipped configuration, an upgrade, and the cluster's death."""
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
 import pytest
+import sqlalchemy as sa
 import yaml
 
-from launcher.local import MARKER, LocalDarkroom, health_at, kill_instance, processes_of
+from callback import job_rows
+from callback.states import JobState
+from callback.store import Store
+from launcher.local import MARKER, health_at, kill_instance, processes_of
 from stress.callback_server import CallbackServer
 from stress.client import DarkroomClient
 from tests.apps import free_port
 from tests.e2e.conftest import SECRET
+from tests.postgres_server import PostgresServer
+from tests.s3_server import running_s3
 
-CONFIG = Path(__file__).parents[2] / "serve_config.yaml"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "serve_config.yaml"
+ROOMS = ("callback", "deployments", "observability", "serve_app")
 PAUSE_S = 0.25
+TINY = {"prompt": "x", "width": 64, "height": 64, "num_inference_steps": 1}
+OUR_VERSION, NEXT_VERSION = 'version("darkroom")', "next"
+BUCKET = "pictures"
 INSTANCE = f"deploy-test-{os.getpid()}"
 
 
@@ -37,7 +52,14 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def s3() -> Iterator[dict[str, str]]:
+    """The environment of processes that keep pictures in an object store."""
+    with running_s3(BUCKET) as environment:
+        yield environment
+
+
+@pytest.fixture(scope="module")
+def cluster(s3: dict[str, str]) -> Iterator[Cluster]:
     # Not pytest's own folder: Ray puts sockets there, whose paths may not be longer than 107 characters.
     folder = tempfile.mkdtemp(prefix="dk-")
     ports = {
@@ -54,13 +76,15 @@ def cluster() -> Iterator[Cluster]:
     options = [f"--{name}={port}" for name, port in ports.items()]
     command = ["start", "--head", "--block", "--include-dashboard=true", "--num-cpus=4", f"--temp-dir={folder}"]
     data = Path(folder, "data")
-    environment = os.environ | {MARKER: INSTANCE, "RAY_AUTH_MODE": "disabled", "DARKROOM_DATA_DIR": str(data)}
+    environment = os.environ | s3 | {MARKER: INSTANCE, "RAY_AUTH_MODE": "disabled", "DARKROOM_DATA_DIR": str(data)}
     # Ray's agents, which rename themselves, would write over the marker otherwise.
     environment["SPT_NOENV"] = "1"
     with Path(folder, "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "ray.scripts.scripts", *command, "--node-ip-address=127.0.0.1", *options],
             env=environment,
+            # Away from the sources, which would come before every other release of them.
+            cwd=folder,
             stdout=log,
             stderr=log,
             start_new_session=True,
@@ -104,16 +128,22 @@ def config() -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def service(cluster: Cluster, config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> str:
     """The URL of the service, deployed to the cluster."""
-    file = tmp_path_factory.mktemp("deploy") / "serve_config.yaml"
+    url: str = config["applications"][0]["args"]["service_url"]
+    serve_deploy(cluster, config, tmp_path_factory.mktemp("deploy"))
+    wait_for_health(url, lambda health: bool(health["accepting"] and health["models"]["embedded"]["running_replicas"]))
+    return url
+
+
+def serve_deploy(cluster: Cluster, config: dict[str, Any], folder: Path) -> None:
+    file = folder / "serve_config.yaml"
     file.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "ray.serve.scripts", "deploy", "--address", cluster.dashboard, str(file)]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
-    url: str = config["applications"][0]["args"]["service_url"]
+
+
+def wait_for_health(url: str, right: Callable[[dict[str, Any]], bool]) -> None:
     deadline = time.monotonic() + 120
-    while True:
-        health = health_at(url)
-        if health and health["accepting"] and health["models"]["embedded"]["running_replicas"]:
-            return url
+    while not ((health := health_at(url)) and right(health)):
         assert time.monotonic() < deadline, health
         time.sleep(PAUSE_S)
 
@@ -156,6 +186,135 @@ def test_two_ingress_replicas_agree_about_ids_and_jobs(service: str) -> None:
     assert len({status.json()["sha256"] for status in statuses}) == 1
 
 
+MIGRATION = '''
+"""a column that this release has no use for"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision, branch_labels, depends_on = "9999", "{head}", None, None
+
+
+def upgrade() -> None:
+    op.add_column("jobs", sa.Column("of_the_next_release", sa.Text(), nullable=True))
+'''
+
+
+@pytest.fixture
+def database(postgres: PostgresServer) -> Iterator[str]:
+    with postgres.database() as url:
+        yield url
+
+
+@pytest.fixture
+def next_release(tmp_path: Path) -> Path:
+    """Our sources as a later release may have them: it answers something else, and has one migration more."""
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__", "model"))
+    answers = tmp_path / "serve_app" / "api" / "health.py"
+    text = answers.read_text()
+    assert text.count(OUR_VERSION) == 1
+    answers.write_text(text.replace(OUR_VERSION, repr(NEXT_VERSION)))
+    migrations = tmp_path / "callback" / "migrations" / "versions"
+    head = max(file.name.partition("_")[0] for file in migrations.glob("0*.py"))
+    (migrations / "9999_next.py").write_text(MIGRATION.format(head=head))
+    return tmp_path
+
+
+def version_of(url: str) -> str:
+    return str(httpx.get(f"{url}/", timeout=10, trust_env=False).json()["version"])
+
+
+class Load:
+    """Jobs with callbacks, submitted all the time by a few callers: `accepted` by id, and what was `refused`."""
+
+    def __init__(self, url: str, callback_url: str, **asked: Any) -> None:
+        self.accepted: list[str] = []
+        self.refused: list[str] = []
+        self._body = TINY | {"callback_url": callback_url, "callback_secret": SECRET} | asked
+        self._url = url
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._submit) for _ in range(4)]
+
+    def _submit(self) -> None:
+        with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as http:
+            while not self._stop.wait(0.2):
+                try:
+                    answer = http.post("/inference", json=self._body)
+                except httpx.TransportError as error:
+                    self.refused.append(repr(error))
+                    continue
+                if answer.status_code == 200:
+                    self.accepted.append(answer.json()["job_id"])
+                else:
+                    self.refused.append(f"{answer.status_code} {answer.text}")
+
+    def wait_for_more(self, count: int) -> None:
+        """Return when so many more were accepted."""
+        before, deadline = len(self.accepted), time.monotonic() + 60
+        while len(self.accepted) < before + count:
+            assert time.monotonic() < deadline, self.refused
+            time.sleep(0.05)
+
+    def __enter__(self) -> "Load":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+@pytest.mark.defect("D21")
+def test_changed_code_and_a_changed_schema_are_deployed_under_load(
+    cluster: Cluster,
+    service: str,
+    config: dict[str, Any],
+    next_release: Path,
+    database: str,
+    tmp_path: Path,
+    receiver: CallbackServer,
+) -> None:
+    (first,) = config["applications"]
+    url = f"{service}/upgraded"
+    args = {
+        "models": [{"name": "quick", "engine": "simulated", "simulated": {"step_seconds": 0.01}}],
+        "store_url": database,
+        "artifacts_url": f"s3://{BUCKET}/upgraded",
+        "image_link_s": 600,
+        "service_url": url,
+        "tracker_name": "upgraded",
+    }
+    placed = {"name": "upgraded", "route_prefix": "/upgraded", "import_path": first["import_path"], "args": args}
+    serve_deploy(cluster, config | {"applications": [first, placed]}, tmp_path)
+    wait_for_health(url, lambda health: bool(health["accepting"]))
+
+    with Load(url, receiver.callback_url) as load:
+        load.wait_for_more(20)
+        environment = {"env_vars": {"PYTHONPATH": str(next_release)}}
+        serve_deploy(cluster, config | {"applications": [first, placed | {"runtime_env": environment}]}, tmp_path)
+        wait_for_health(url, lambda health: bool(health["accepting"]) and version_of(url) == NEXT_VERSION)
+        load.wait_for_more(20)
+
+    assert load.refused == []
+    with sa.create_engine(database, poolclass=sa.NullPool).connect() as db:
+        assert db.scalar(sa.text("select version_num from alembic_version")) == "9999"
+        assert db.scalar(sa.text("select count(of_the_next_release) from jobs")) == 0
+        assert db.scalar(sa.text("select count(*) from jobs")) == len(load.accepted)
+    with DarkroomClient(url) as client:
+        for job_id in load.accepted:
+            assert client.wait(job_id, timeout_s=60).status == "completed"
+            assert client.result(job_id)
+    for job_id in load.accepted:
+        (entry, *_) = receiver.wait_for(job_id, timeout_s=30)
+    # Without any credentials: the object store itself has signed the link.
+    assert entry.image_url is not None
+    picture = httpx.get(entry.image_url, trust_env=False)
+    assert sha256(picture.content).hexdigest() == entry.sha256
+
+
 def _quicker(config: dict[str, Any], data: Path) -> dict[str, Any]:
     """The same service on the same data, without a model to load."""
     (application,) = config["applications"]
@@ -167,7 +326,7 @@ def _quicker(config: dict[str, Any], data: Path) -> dict[str, Any]:
 @pytest.mark.last
 @pytest.mark.defect("D1")
 @pytest.mark.defect("D21")
-def test_open_jobs_go_on_under_the_launcher_after_the_whole_cluster_was_killed(
+def test_jobs_of_a_cluster_that_was_killed_go_on_under_the_launcher_which_then_stops_under_load(
     cluster: Cluster, service: str, config: dict[str, Any], tmp_path: Path, receiver: CallbackServer
 ) -> None:
     asked = {"width": 64, "height": 64, "num_inference_steps": 100, "callback_secret": SECRET}
@@ -183,16 +342,36 @@ def test_open_jobs_go_on_under_the_launcher_after_the_whole_cluster_was_killed(
     assert psutil.wait_procs(everything, timeout=5)[1] == []
     assert len(receiver.entries()) < len(jobs)
 
-    file = tmp_path / "serve_config.yaml"
+    file, home = tmp_path / "serve_config.yaml", tmp_path / "home"
     file.write_text(yaml.safe_dump(_quicker(config, cluster.data)))
-    with (tmp_path / "log").open("wb") as log, LocalDarkroom(file, tmp_path / "home") as darkroom:
-        darkroom.start(log=log.fileno())
-        darkroom.wait_until_ready()
-        with DarkroomClient(darkroom.address.url) as client:
+    command = [sys.executable, "-m", "launcher", "serve", "--config", str(file), "--home", str(home)]
+    with (tmp_path / "log").open("wb") as log, ExitStack() as stack:
+        launcher = stack.enter_context(subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log))
+        stack.callback(launcher.kill)
+        wait_for_health(service, lambda health: bool(health["accepting"]))
+        instance = (home / "instance").read_text()
+        stack.callback(kill_instance, instance)
+        with DarkroomClient(service) as client:
             for job_id in jobs:
                 assert client.wait(job_id, timeout_s=60).status == "completed"
         for job_id in jobs:
             assert receiver.wait_for(job_id, timeout_s=30)
-    assert list(processes_of(darkroom.instance)) == []
-    with pytest.raises(httpx.ConnectError):
-        httpx.get(darkroom.address.url, trust_env=False)
+
+        with Load(service, receiver.callback_url, num_inference_steps=100) as load:
+            load.wait_for_more(10)
+            launcher.send_signal(signal.SIGTERM)
+            assert launcher.wait(30) == 0
+        assert list(processes_of(instance)) == []
+
+    # Serve closes its port first of all; until then everything is taken.
+    assert {refusal.partition("(")[0] for refusal in load.refused} <= {
+        "ConnectError",
+        "ReadError",
+        "RemoteProtocolError",
+    }
+    store = Store(f"sqlite:///{cluster.data / 'jobs.db'}")
+    with store.reading() as tx:
+        left = [job_rows.by_client_id(tx, "public", job_id) for job_id in load.accepted]
+    store.close()
+    assert {view.state for view in left if view} <= {JobState.COMPLETED, JobState.QUEUED}
+    assert None not in left
