@@ -21,7 +21,7 @@ class Plan:
     pairs: int = 6
     bare_requests: int = 3000
     protection_jobs: int = 500
-    protection_pairs: int = 10
+    protection_pairs: int = 12
     history: tuple[int, ...] = (0, 100_000, 1_000_000)
     history_submits: int = 200
     tracker_restarts: int = 5

@@ -154,17 +154,23 @@ class Engine:
         with job_context(job.request.job_id):
             # Requests of an earlier release do not know the field.
             alone = getattr(job.request, "alone", False)
-            if alone:
-                self._tail.join()
-                job.cancelled.wait(NEWS_S)
             self._active.add(job)
-            if (picture := self._render(job, alone=alone)) is None:
+            if alone:
+                self._let_news_leave(job)
+            # The device may have been lost meanwhile, and the job been given up with it.
+            picture = None if self._lost else self._render(job, alone=alone)
+            if picture is None:
                 self._active.discard(job)
             else:
                 self._tail.put((job, picture))
             if alone:
-                self._tail.join()
+                self._let_news_leave(job)
         return True
+
+    def _let_news_leave(self, job: RenderJob) -> None:
+        """Wait until all pictures are stored, and everybody has heard of them. Short for a job that is cancelled."""
+        self._tail.join()
+        job.cancelled.wait(NEWS_S)
 
     def _render(self, job: RenderJob, *, alone: bool) -> Picture | None:
         try:
@@ -193,10 +199,12 @@ class Engine:
         if (item := self._tail.get()) is None:
             return False
         job, picture = item
-        with job_context(job.request.job_id):
-            self._publish(job, picture)
-        self._active.discard(job)
-        self._tail.task_done()
+        try:
+            with job_context(job.request.job_id):
+                self._publish(job, picture)
+        finally:
+            self._active.discard(job)
+            self._tail.task_done()
         return True
 
     def _publish(self, job: RenderJob, picture: Picture) -> None:

@@ -18,7 +18,7 @@ class RenderRequest:
     """One picture to render. `artifact_key` names where it is published and contains the attempt.
 
     `alone`: nothing else is on its way through the engine meanwhile, so that, should the process die, everybody knows
-    with which job it did. It costs the overlap of device and store, and half a second.
+    with which job it did. It costs the overlap of device and store, and three quarters of a second.
     """
 
     job_id: str

@@ -137,7 +137,8 @@ class Attempt:
             seed=request.seed,
             timeout_s=self._job_timeout_s,
             adapter=request.adapter,
-            # What was lost once may have been the cause, or have stood beside it.
+            # The first one may have died with its replica, and this job be the cause or have stood beside it. One that
+            # was merely handed back is treated alike: that is rare.
             alone=self.claim.attempt > 1,
         )
 

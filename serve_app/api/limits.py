@@ -40,7 +40,8 @@ class BodyLimit:
                     message = await receive()
             except TimeoutError:
                 # FastAPI lets these pass while it reads the body, and our handler answers them.
-                raise HTTPException(408, f"The body did not come within {self._timeout_s:g} s.") from None
+                sentence = f"The body did not come within {self._timeout_s:g} s."
+                raise HTTPException(408, sentence, headers={"Connection": "close"}) from None
             received += len(message.get("body", b""))
             whole = not message.get("more_body", False)
             if received > MAX_BODY_BYTES:

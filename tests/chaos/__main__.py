@@ -6,9 +6,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import typer
@@ -43,21 +44,22 @@ def main(
     with tempfile.TemporaryDirectory(prefix="dk-chaos-") as home, _world(Path(home), minutes, rate, sqlite) as world:
         with world.http() as http:
             right = references(http)
+            world.note_final_states()
             with Load(world, right, journal, rate=rate, seed=seed):
                 ends = time.monotonic() + minutes * 60
                 for fault in schedule(only or world.kinds, seed):
                     if time.monotonic() > ends:
                         break
-                    fault_times.append(time.time())
-                    began = time.monotonic()
-                    world.do(fault)
-                    recoveries.append(measure(http, right, journal, fault, began))
+                    fault_times.append(world.do(fault))
+                    recoveries.append(measure(http, right, journal, fault, fault_times[-1]))
                     console.print(f"{len(journal.accepted):5} jobs  {recoveries[-1]}")
                     # What was stopped goes on before the next thing is done, so that each can be told apart.
                     world.mend()
                     time.sleep(PAUSE_S)
             ended = _settle(http, journal.accepted)
-        violations = audit(journal.accepted, ended, journal.finals, world.receiver.entries(), fault_times)
+            written = world.final_states()
+        callbacks = world.receiver.entries()
+        violations = audit(journal.accepted, ended, journal.finals, written, callbacks, fault_times)
         violations += _of_files(world, set(right.values()))
     _report(seed, journal.accepted, recoveries, violations, out)
     raise typer.Exit(1 if violations else 0)
@@ -73,20 +75,31 @@ def _settle(http: httpx.Client, accepted: Sequence[Accepted]) -> dict[str, Ended
     deadline = time.monotonic() + SETTLE_S
     found = {}
     for job in accepted:
+        status: dict[str, Any] = {}
         while True:
-            answer = http.get(f"/inference/status/{job.job_id}", params={"wait": 25})
-            status = answer.json() if answer.status_code == 200 else {}
-            over = answer.status_code == 404 or (status and status["status"] in FINAL and status["callback"]["final"])
-            if over or time.monotonic() > deadline:
+            left_s = deadline - time.monotonic()
+            answer = _asked(http, f"/inference/status/{job.job_id}?wait={max(0.0, min(25.0, left_s)):.0f}")
+            if answer is not None and answer.status_code == 200:
+                status = answer.json()
+            over = answer is not None and answer.status_code == 404
+            if over or (status and status["status"] in FINAL and status["callback"]["final"]) or left_s < 0:
                 break
             time.sleep(0.5)
         if not status:
             found[job.job_id] = Ended(None, None, None)
             continue
-        picture = http.get(f"/inference/result/{job.job_id}")
-        digest = sha256(picture.content).hexdigest() if picture.status_code == 200 else None
+        picture = _asked(http, f"/inference/result/{job.job_id}")
+        whole = picture is not None and picture.status_code == 200
+        digest = sha256(picture.content).hexdigest() if picture is not None and whole else None
         found[job.job_id] = Ended(seen(status), digest, (status["callback"] or {}).get("status"))
     return found
+
+
+def _asked(http: httpx.Client, path: str) -> httpx.Response | None:
+    """Return the answer, if one comes."""
+    with suppress(httpx.TransportError):
+        return http.get(path)
+    return None
 
 
 def _of_files(world: World, right: set[str]) -> list[Violation]:

@@ -33,10 +33,14 @@ def audit(
     accepted: Sequence[Accepted],
     ended: Mapping[str, Ended],
     finals: Mapping[str, set[Seen]],
+    written: Sequence[tuple[str, str]],
     callbacks: Sequence[CallbackEntry],
     fault_times: Sequence[float],
 ) -> list[Violation]:
-    """Return every promise that was not kept. Moments are in seconds since 1970."""
+    """Return every promise that was not kept. Moments are in seconds since 1970.
+
+    `written`: id and state for each time that the store has taken a final state.
+    """
     arrived: dict[str, list[CallbackEntry]] = {}
     for entry in callbacks:
         arrived.setdefault(entry.job_id, []).append(entry)
@@ -45,6 +49,9 @@ def audit(
         found += _of_job(job, ended[job.job_id], finals.get(job.job_id, set()))
         found += _of_callbacks(job, ended[job.job_id], arrived.pop(job.job_id, []), fault_times)
     found += [Violation("callback of an unknown job", job_id) for job_id in arrived]
+    ids = {job.job_id for job in accepted}
+    times = Counter(job_id for job_id, _ in written if job_id in ids)
+    found += [Violation("not one final state", one, f"written {times[one]} times") for one in ids if times[one] != 1]
     twice = [job_id for job_id, count in Counter(job.job_id for job in accepted).items() if count > 1]
     return found + [Violation("accepted twice", job_id) for job_id in twice]
 
@@ -65,25 +72,33 @@ def _of_job(job: Accepted, ended: Ended, finals: set[Seen]) -> list[Violation]:
 def _of_callbacks(
     job: Accepted, ended: Ended, arrived: Sequence[CallbackEntry], fault_times: Sequence[float]
 ) -> list[Violation]:
-    found = []
-    for entry in arrived:
-        if entry.kind in {EntryKind.DUPLICATE, EntryKind.UNIDENTIFIED}:
-            found.append(Violation("duplicate callback", job.job_id, f"attempt {entry.webhook_attempt}"))
-        if not entry.is_genuine:
-            found.append(Violation("callback with a wrong secret", job.job_id))
-        if entry.status == "completed" and entry.sha256 != job.right:
-            found.append(Violation("wrong picture in a callback", job.job_id, str(entry.sha256)))
-        if job.expiry is not None and entry.received_at.timestamp() > job.expiry + CLOCK_S:
-            late_s = entry.received_at.timestamp() - job.expiry
-            found.append(Violation("callback after expiry", job.job_id, f"{late_s:.2f} s"))
+    found = [violation for entry in arrived for violation in _of_callback(job, ended, entry)]
     taken = [entry for entry in arrived if entry.was_accepted]
     if not taken and ended.callback_status == "delivered":
         found.append(Violation("callback said to be delivered", job.job_id))
-    if not taken and job.calls_back and job.expiry is None:
+    if not taken and job.calls_back and (job.expiry is None or ended.callback_status != "expired"):
         found.append(Violation("no callback", job.job_id, str(ended.callback_status)))
+    if len({entry.webhook_id for entry in arrived}) > 1:
+        found.append(Violation("two deliveries", job.job_id))
     if len(taken) > 1:
         until = taken[-1].received_at.timestamp()
         met = sum(job.accepted_at - 1 <= moment <= until for moment in fault_times)
         if len(taken) - 1 > met:
             found.append(Violation("more repeats than faults", job.job_id, f"{len(taken)} callbacks, {met} faults"))
+    return found
+
+
+def _of_callback(job: Accepted, ended: Ended, entry: CallbackEntry) -> list[Violation]:
+    found = []
+    if entry.kind in {EntryKind.DUPLICATE, EntryKind.UNIDENTIFIED}:
+        found.append(Violation("duplicate callback", job.job_id, f"attempt {entry.webhook_attempt}"))
+    if not entry.is_genuine:
+        found.append(Violation("callback with a wrong secret", job.job_id))
+    if ended.seen is not None and entry.status != ended.seen.status:
+        found.append(Violation("callback with another state", job.job_id, entry.status))
+    if entry.status == "completed" and entry.sha256 != job.right:
+        found.append(Violation("wrong picture in a callback", job.job_id, str(entry.sha256)))
+    if job.expiry is not None and entry.received_at.timestamp() > job.expiry + CLOCK_S:
+        late_s = entry.received_at.timestamp() - job.expiry
+        found.append(Violation("callback after expiry", job.job_id, f"{late_s:.2f} s"))
     return found

@@ -25,19 +25,19 @@ class Recovery:
 
 
 def measure(http: httpx.Client, right: dict[str, str], journal: Journal, fault: Fault, began: float) -> Recovery:
-    """Submit a job and wait for its picture. `began` is the moment of the fault, monotonic.
+    """Submit a job and wait for its picture. `began` is the moment of the fault, in seconds since 1970.
 
     The job is audited with the others; it has no callback.
     """
     prompt = next(iter(right))
     job_id = submit(http, asked(prompt))
-    accepted_s = time.monotonic() - began
+    accepted_s = time.time() - began
     with journal.lock:
         journal.accepted.append(Accepted(job_id, time.time(), right[prompt], calls_back=False))
-    while time.monotonic() - began < PICTURE_WITHIN_S:
+    while time.time() - began < PICTURE_WITHIN_S:
         try:
             if http.get(f"/inference/status/{job_id}").json()["status"] == "completed":
-                return Recovery(fault, accepted_s, time.monotonic() - began)
+                return Recovery(fault, accepted_s, time.time() - began)
         except (httpx.TransportError, ValueError, KeyError):
             pass  # Its server is away: that is what is measured.
         time.sleep(PAUSE_S)

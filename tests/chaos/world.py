@@ -11,6 +11,7 @@ from typing import Any, Self
 
 import httpx
 import psutil
+import sqlalchemy as sa
 import yaml
 
 from launcher.local import LocalDarkroom, kill_instance, processes_of
@@ -100,40 +101,50 @@ class World:
             timer.join()
         self._timers.clear()
 
-    def do(self, fault: Fault) -> None:
-        """Do it. What is killed of our own is started again at once; what is stopped goes on after its time."""
+    def do(self, fault: Fault) -> float:
+        """Do it. What is killed of our own is started again at once; what is stopped goes on after its time.
+
+        Returns the moment at which it happened, in seconds since 1970.
+        """
         match fault.kind:
             case Kind.INSTANCE:
+                moment = time.time()
                 kill_instance(self._darkroom.instance)
                 self._start()
             case Kind.RECEIVER:
-                self._disturb_receiver(fault)
+                moment = self._disturb_receiver(fault)
             case Kind.POSTGRESQL:
-                self._disturb_postgresql(fault)
+                moment = self._disturb_postgresql(fault)
             case _:
-                self._signal([self._find(_TITLES[fault.kind])], fault)
+                moment = self._signal([self._find(_TITLES[fault.kind])], fault)
+        return moment
 
-    def _disturb_receiver(self, fault: Fault) -> None:
+    def _disturb_receiver(self, fault: Fault) -> float:
+        moment = time.time()
         if fault.action is Action.KILL:
             self.receiver.stop()
             self._later(2.0, self.receiver.start)
-            return
+            return moment
         self.receiver.misbehave(delay_s=fault.stop_s)
         self._later(fault.stop_s, self.receiver.behave)
+        return moment
 
-    def _disturb_postgresql(self, fault: Fault) -> None:
+    def _disturb_postgresql(self, fault: Fault) -> float:
         assert self._postgres is not None
-        self._signal(self._postgres.processes(), fault)
+        moment = self._signal(self._postgres.processes(), fault)
         if fault.action is Action.KILL:
             self._postgres.start()
+        return moment
 
-    def _signal(self, processes: list[psutil.Process], fault: Fault) -> None:
+    def _signal(self, processes: list[psutil.Process], fault: Fault) -> float:
+        moment = time.time()
         first, then = (signal.SIGKILL, None) if fault.action is Action.KILL else (signal.SIGSTOP, signal.SIGCONT)
         for process in processes:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(first)
         if then is not None:
             self._later(fault.stop_s, lambda: _send_all(processes, then))
+        return moment
 
     def _later(self, after_s: float, what: Callable[[], object]) -> None:
         timer = threading.Timer(after_s, what)
@@ -150,6 +161,21 @@ class World:
             time.sleep(0.2)
         raise RuntimeError(f"There is no process {title} for {FIND_S:g} s: the service did not replace it.")
 
+    def note_final_states(self) -> None:
+        """Have the store itself note each time that it takes a final state."""
+        with self._engine().begin() as db:
+            for statement in _NOTING[db.dialect.name]:
+                db.exec_driver_sql(statement)
+
+    def final_states(self) -> list[tuple[str, str]]:
+        """Return id and state for each time that a final state was written."""
+        with self._engine().connect() as db:
+            return [(str(job_id), str(state)) for job_id, state in db.exec_driver_sql("SELECT * FROM final_states")]
+
+    def _engine(self) -> sa.Engine:
+        url = self._postgres.url() if self._postgres else f"sqlite:///{self._home / 'data' / 'jobs.db'}"
+        return sa.create_engine(url, poolclass=sa.NullPool)
+
     def http(self) -> httpx.Client:
         """Return a client that waits no longer than a person would."""
         return httpx.Client(base_url=self.url, timeout=40, trust_env=False)
@@ -157,6 +183,20 @@ class World:
     def files(self) -> Iterator[Path]:
         """Yield every stored picture."""
         return self.pictures.rglob("*.png")
+
+
+_TABLE = "CREATE TABLE final_states (job_id text, state text)"
+_NOTE = "INSERT INTO final_states VALUES (NEW.job_id, NEW.state);"
+_TRIGGER = "CREATE TRIGGER note_final AFTER UPDATE OF state ON jobs FOR EACH ROW"
+_IS_FINAL = "WHEN (NEW.state NOT IN ('queued', 'processing'))"
+_NOTING = {
+    "sqlite": (_TABLE, f"{_TRIGGER} {_IS_FINAL} BEGIN {_NOTE} END"),
+    "postgresql": (
+        _TABLE,
+        f"CREATE FUNCTION note_final() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {_NOTE} RETURN NEW; END $$",
+        f"{_TRIGGER} {_IS_FINAL} EXECUTE FUNCTION note_final()",
+    ),
+}
 
 
 def _send_all(processes: list[psutil.Process], number: signal.Signals) -> None:

@@ -3,7 +3,7 @@
 import json
 import socket
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import httpx
@@ -152,9 +152,10 @@ def test_huge_headers_harm_nobody(app: App, http: httpx.Client) -> None:
     url = httpx.URL(app.url)
     with socket.create_connection((url.host, url.port), timeout=20) as connection:
         connection.sendall(f"GET {url.path}/jobs HTTP/1.1\r\nHost: {url.netloc.decode()}\r\n".encode())
-        # Serve's proxy takes them all; what it passes on is what counts.
-        connection.sendall(b"".join(b"X-%d: %s\r\n" % (n, b"x" * 10_000) for n in range(1000)) + b"\r\n")
-        assert connection.recv(4096).split()[1] in {b"200", b"400", b"431"}
+        # Whether Serve's proxy takes them all is its own affair; it may hang up in the middle.
+        with suppress(ConnectionError):
+            connection.sendall(b"".join(b"X-%d: %s\r\n" % (n, b"x" * 10_000) for n in range(1000)) + b"\r\n")
+            assert connection.recv(4096).split()[1] in {b"200", b"400", b"431"}
     assert http.get("/jobs").status_code == 200
 
 

@@ -37,7 +37,7 @@ def mortal(deploy: Callable[..., App]) -> App:
         "mortal",
         models=[
             ModelSettings(name="mortal", source=str(MODEL_FOLDER)),
-            ModelSettings(name="brittle", engine="simulated", simulated=simulated, step_timeout_s=1.0),
+            ModelSettings(name="brittle", engine="simulated", simulated=simulated, step_timeout_s=3.0),
         ],
         max_attempts=MAX_ATTEMPTS,
         lease_s=LEASE_S,

@@ -18,6 +18,7 @@ RIGHT, WRONG = "a" * 64, "b" * 64
 JOB = Accepted("job", AT, RIGHT)
 DONE = Seen("completed", RIGHT, None)
 ENDED = Ended(DONE, RIGHT, "delivered")
+WRITTEN = (("job", "completed"),)
 
 
 def callback(**changed: Any) -> CallbackEntry:
@@ -42,8 +43,9 @@ def found(
     finals: tuple[Seen, ...] = (),
     callbacks: tuple[CallbackEntry, ...] = (callback(),),
     faults: tuple[float, ...] = (),
+    written: tuple[tuple[str, str], ...] = WRITTEN,
 ) -> list[str]:
-    return [one.what for one in audit([job], {"job": ended}, {"job": set(finals)}, callbacks, faults)]
+    return [one.what for one in audit([job], {"job": ended}, {"job": set(finals)}, written, callbacks, faults)]
 
 
 def test_kept_promises_are_not_complained_about() -> None:
@@ -70,6 +72,11 @@ def test_kept_promises_are_not_complained_about() -> None:
         ({"callbacks": (callback(sha256=None),)}, "wrong picture in a callback"),
         ({"callbacks": (callback(secret_ok=False),)}, "callback with a wrong secret"),
         ({"callbacks": ()}, "no callback"),
+        ({"callbacks": (), "job": replace(JOB, expiry=AT + 99)}, "no callback"),
+        ({"callbacks": (callback(status="failed", sha256=None),)}, "callback with another state"),
+        ({"callbacks": (callback(), callback(webhook_id="msg2")), "faults": (AT + 1,)}, "two deliveries"),
+        ({"written": ()}, "not one final state"),
+        ({"written": WRITTEN * 2}, "not one final state"),
         ({"callbacks": (callback(answered_status=500),)}, "callback said to be delivered"),
         ({"callbacks": (callback(), callback(kind=EntryKind.DUPLICATE)), "faults": (AT + 1,)}, "duplicate callback"),
         ({"callbacks": (callback(), callback(kind=EntryKind.REPEAT))}, "more repeats than faults"),
@@ -83,7 +90,7 @@ def test_each_broken_promise_is_found(changed: dict[str, Any], what: str) -> Non
 
 
 def test_a_job_that_was_accepted_twice_is_found() -> None:
-    twice = audit([JOB, JOB], {"job": ENDED}, {}, [callback(), callback(webhook_attempt=2)], [AT + 1])
+    twice = audit([JOB, JOB], {"job": ENDED}, {}, WRITTEN, [callback(), callback(webhook_attempt=2)], [AT + 1])
     assert "accepted twice" in [one.what for one in twice]
 
 

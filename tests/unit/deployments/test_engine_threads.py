@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rendering_kit import Job, submit
+from rendering_kit import Job, make_request, submit
 
 from deployments.artifacts import ArtifactStore
 from deployments.engine import NEWS_S, Engine
@@ -229,29 +229,32 @@ def test_a_job_that_is_rendered_alone_shares_the_engine_with_none(
         happened.append(f"{key} stored")
         return publish(self, key, *rest)  # type: ignore[arg-type]
 
-    begin = RenderJob.begin
+    begin, render, moments = RenderJob.begin, SteeredRenderer.render, {}
 
-    def noted(self: RenderJob, *rest: str) -> None:
+    def noted_begin(self: RenderJob, *rest: str) -> None:
         happened.append(f"{self.request.artifact_key} begun")
+        moments["told"] = time.monotonic()
         begin(self, *rest)
 
+    def noted_render(self: SteeredRenderer, job: RenderJob) -> PixelPicture:
+        moments[job.request.artifact_key] = time.monotonic() - moments["told"]
+        return render(self, job)
+
     monkeypatch.setattr(ArtifactStore, "publish", slow)
-    monkeypatch.setattr(RenderJob, "begin", noted)
+    monkeypatch.setattr(RenderJob, "begin", noted_begin)
+    monkeypatch.setattr(SteeredRenderer, "render", noted_render)
     renderer.permit(100)
     engine = steer()
     first, alone, last = (submit(engine, artifact_key=key, alone=key == "b") for key in "abc")
     first.until_stage("storing")
     disk.release()
     first.finished()
-    alone.until(lambda event: isinstance(event, RenderStarted))
-    # The news of its beginning has left before anything can happen to it.
-    began = time.monotonic()
-    alone.until(lambda event: isinstance(event, RenderProgress))
-    assert time.monotonic() - began > NEWS_S / 2
     alone.until_stage("storing")
     disk.release(2)
     alone.finished()
     last.finished()
+    # The news of its beginning has left before anything can happen to it.
+    assert moments["b"] >= NEWS_S > moments["a"]
     assert happened == ["a begun", "a stored", "b begun", "b stored", "c begun", "c stored"]
 
 
@@ -322,6 +325,36 @@ def test_a_device_that_fails_behind_its_thread_is_given_up(
     assert isinstance(submit(engine).end(), EngineUnhealthy)
     with pytest.raises(EngineUnhealthy, match="RuntimeError"):
         engine.check_health()
+
+
+def test_a_job_that_waits_to_be_alone_is_given_up_with_the_device(
+    steer: Callable[..., Engine], renderer: SteeredRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fails = threading.Event()
+
+    def lost(self: PixelPicture) -> None:
+        assert fails.wait(WAIT_S)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(PixelPicture, "wait", lost)
+    engine = steer()
+    renderer.permit(3)
+    first, alone = submit(engine, job_id="first"), submit(engine, job_id="alone", alone=True)
+    first.until(lambda event: isinstance(event, RenderProgress) and event.step == 3)
+    fails.set()
+    assert isinstance(first.end(), EngineUnhealthy)
+    assert isinstance(alone.end(), EngineUnhealthy)
+    assert not any(isinstance(event, RenderStarted) for event in alone.seen)
+    assert renderer.rendered == ["first"]
+
+
+def test_a_request_of_an_earlier_release_is_rendered(steer: Callable[..., Engine], renderer: SteeredRenderer) -> None:
+    request = make_request()
+    object.__delattr__(request, "alone")
+    engine, job = steer(), Job()
+    engine.submit(request, job.events.put)
+    renderer.permit(3)
+    job.finished()
 
 
 def test_jobs_keep_their_events_apart(steer: Callable[..., Engine], renderer: SteeredRenderer) -> None:

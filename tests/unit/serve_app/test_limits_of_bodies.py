@@ -19,7 +19,7 @@ SCOPE = {
     "query_string": b"",
     "headers": [(b"content-type", b"application/json")],
 }
-TIMEOUT_S = 0.2
+TIMEOUT_S = 0.5
 
 
 def api() -> FastAPI:
@@ -58,7 +58,7 @@ async def answer(parts: Sequence[tuple[float, bytes]], *, ends: bool) -> tuple[i
 async def test_a_body_that_never_ends_gets_408() -> None:
     status, body = await answer([(0, b'{"a":')], ends=False)
     assert (status, body["error_code"]) == (408, "body_too_slow")
-    assert "0.2 s" in body["detail"]
+    assert "0.5 s" in body["detail"]
 
 
 async def test_a_trickle_does_not_gain_time() -> None:
@@ -66,6 +66,6 @@ async def test_a_trickle_does_not_gain_time() -> None:
     assert (await answer(trickle, ends=True))[0] == 408
 
 
-@pytest.mark.parametrize("parts", [[(0, b"{}")], [(TIMEOUT_S / 4, b"{"), (TIMEOUT_S / 4, b"}")]])
+@pytest.mark.parametrize("parts", [[(0, b"{}")], [(TIMEOUT_S / 10, b"{"), (TIMEOUT_S / 10, b"}")]])
 async def test_the_time_of_the_work_does_not_count(parts: Sequence[tuple[float, bytes]]) -> None:
     assert await answer(parts, ends=True) == (200, {})
