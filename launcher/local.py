@@ -132,7 +132,12 @@ class LocalDarkroom:
             # Ray's agents write their title over their environment otherwise, and with it the marker.
             "SPT_NOENV": "1",
         }
-        theirs = {"RAY_USAGE_STATS_ENABLED": "0", **os.environ}
+        theirs = {
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Serve replaces a proxy after three failed checks: half a minute with its default of 10 s.
+            "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
+            **os.environ,
+        }
         return ours | theirs | {name: ours[name] for name in (MARKER, "RAY_ADDRESS", "RAY_AUTH_MODE", "SPT_NOENV")}
 
     def wait_until_ready(self, on_wait: Callable[[str], None] = lambda _: None) -> None:

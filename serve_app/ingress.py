@@ -17,6 +17,9 @@ from serve_app.settings import Settings
 MAX_ONGOING_REQUESTS = 2000
 """Long polls hold a place each while they wait; they cost a coroutine and no thread."""
 
+HEALTH_CHECK_PERIOD_S = 2.0
+"""A dead replica is noticed this much later; Serve's default of 10 would keep everybody waiting for so long."""
+
 _log = get_logger("ingress")
 
 
@@ -55,6 +58,7 @@ ingress = serve.deployment(
     # It only waits; a CPU of its own would be one less for a model replica.
     ray_actor_options={"num_cpus": 0},
     max_ongoing_requests=MAX_ONGOING_REQUESTS,
+    health_check_period_s=HEALTH_CHECK_PERIOD_S,
 )(serve.ingress()(Ingress))
 """The deployment; bind it with `Ingress`'s arguments."""
 

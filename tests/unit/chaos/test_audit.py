@@ -56,6 +56,8 @@ def test_kept_promises_are_not_complained_about() -> None:
     assert found(callbacks=(callback(answered_status=None), again)) == []
     expiring = replace(JOB, expiry=AT + 1)
     assert found(expiring, replace(ENDED, callback_status="expired"), callbacks=()) == []
+    refused = callback(answered_status=503, received_at=datetime.fromtimestamp(AT + 0.5, UTC))
+    assert found(expiring, replace(ENDED, callback_status="failed"), callbacks=(refused,), faults=(AT - 9,)) == []
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,10 @@ def test_kept_promises_are_not_complained_about() -> None:
         ({"callbacks": (callback(secret_ok=False),)}, "callback with a wrong secret"),
         ({"callbacks": ()}, "no callback"),
         ({"callbacks": (), "job": replace(JOB, expiry=AT + 99)}, "no callback"),
+        (
+            {"callbacks": (), "job": replace(JOB, expiry=AT + 1), "ended": replace(ENDED, callback_status="failed")},
+            "no callback",
+        ),
         ({"callbacks": (callback(status="failed", sha256=None),)}, "callback with another state"),
         ({"callbacks": (callback(), callback(webhook_id="msg2")), "faults": (AT + 1,)}, "two deliveries"),
         ({"written": ()}, "not one final state"),
