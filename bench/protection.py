@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import aiohttp
-from bittensor_wallet import Keypair
 
 from bench.config import Darkroom, Replicas, free_port, serve_config
 from bench.instance import Instance
@@ -27,6 +27,9 @@ from callback.signing import Signer, new_private_key
 from launcher.local import health_at
 from serve_app.access.epistula import FRESH_S
 from serve_app.access.keys import hash_of, new_key, new_signing_secret
+
+if TYPE_CHECKING:
+    from bittensor_wallet import Keypair
 
 SYSTEMS = ("open", "keys", "signed", "open+callbacks", "keys+callbacks", "signed+callbacks")
 COMPARED = (
@@ -52,12 +55,14 @@ class _Access:
     """The guarded service's settings, and what a caller needs for them."""
 
     key: str
-    caller: Keypair
-    service: Keypair
+    caller: "Keypair"
+    service: "Keypair"
     keys_file: Path
 
     @classmethod
     def make(cls, home: Path) -> "_Access":
+        from bittensor_wallet import Keypair  # noqa: PLC0415 - the other benchmarks do without the extra `signed`
+
         home.mkdir(parents=True, exist_ok=True)
         key, caller, service = new_key(), Keypair.create_from_uri("//Alice"), Keypair.create_from_uri("//Bob")
         keys_file = home / "keys.toml"
