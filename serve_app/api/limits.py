@@ -30,10 +30,13 @@ class BodyLimit:
             await problem(413, "body_too_large", _TOO_LARGE)(scope, receive, send)
             return
         received, whole = 0, False
-        ends_at = asyncio.get_running_loop().time() + self._timeout_s
+        ends_at: float | None = None
 
         async def bounded() -> Message:
-            nonlocal received, whole
+            nonlocal received, whole, ends_at
+            if ends_at is None:
+                # From when somebody asks: a long poll may have waited for longer before.
+                ends_at = asyncio.get_running_loop().time() + self._timeout_s
             try:
                 # What comes after the body is that the client goes away: whoever asks for it may wait.
                 async with asyncio.timeout_at(None if whole else ends_at):

@@ -35,6 +35,24 @@ def api() -> FastAPI:
     return app
 
 
+async def test_who_asks_late_still_gets_the_body() -> None:
+    async def late(_scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(2 * TIMEOUT_S)
+        await send(await receive())
+
+    async def receive() -> Any:
+        await asyncio.sleep(TIMEOUT_S / 10)
+        return {"type": "http.request", "body": b"{}"}
+
+    passed: list[Any] = []
+
+    async def send(message: Any) -> None:
+        passed.append(message)
+
+    await BodyLimit(late, timeout_s=TIMEOUT_S)(SCOPE, receive, send)
+    assert passed == [{"type": "http.request", "body": b"{}"}]
+
+
 async def answer(parts: Sequence[tuple[float, bytes]], *, ends: bool) -> tuple[int, dict[str, Any]]:
     """Send each part after its pause; then, if the body does not end, nothing more. Returns status and body."""
     left = [*parts]
