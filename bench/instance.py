@@ -18,13 +18,19 @@ from bench.config import ROOT, Document, free_port
 from bench.errors import BenchError
 from bench.processes import role
 from bench.records import ProxyModeName
-from launcher.local import MARKER, interrupt, kill_instance, processes_of
+from launcher.local import MARKER, health_at, interrupt, kill_instance, processes_of
 
 READY_TIMEOUT_S = 300.0
 """Sixty-four replicas on two cores need minutes."""
 STOP_TIMEOUT_S = 40.0
 _POLL_S = 0.2
 _ENDING_S = 5.0
+
+
+def has_replicas(url: str) -> bool:
+    """Tell whether the Darkroom at `url` accepts jobs, and has a replica for each of its models."""
+    health = health_at(url)
+    return bool(health and health["accepting"] and all(m["running_replicas"] for m in health["models"].values()))
 
 
 class Instance:

@@ -7,14 +7,13 @@ from pathlib import Path
 import httpx
 
 from bench.config import Darkroom, Replicas, Yardstick, free_port, serve_config
-from bench.instance import Instance
+from bench.instance import Instance, has_replicas
 from bench.jobs import Order
 from bench.load import burst, load_generator
 from bench.plan import Plan
 from bench.receiver import Receiver, receiver
 from bench.records import Calls, JobPath, ModeFigures, ProxyModeName, Run
 from bench.rounds import HELD, NOOP, Progress, Rounds
-from launcher.local import health_at
 from stress.submit_rate import bare_server
 
 
@@ -60,8 +59,7 @@ def _measure_mode(plan: Plan, mode: ProxyModeName, home: Path, callbacks: Receiv
 
 
 def _answers(url: str) -> bool:
-    health = health_at(url)
-    if not health or not health["accepting"] or not all(m["running_replicas"] for m in health["models"].values()):
+    if not has_replicas(url):
         return False
     # A job that does not exist: the naive app says so as soon as its tracker lives.
     for path, status in (("constant", 200), ("naive/inference/status/none", 404)):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import aiohttp
+import httpx
 
 from bench.config import Darkroom, Replicas, free_port, serve_config
-from bench.instance import Instance
+from bench.instance import Instance, has_replicas
 from bench.jobs import Order
 from bench.load import load_generator
 from bench.plan import Plan
@@ -24,8 +25,6 @@ from bench.runs import Asked, run_jobs
 from bench.statistics import estimate
 from bench.summary import ratios, summarise
 from callback.signing import Signer, new_private_key
-from launcher.local import health_at
-from serve_app.access.epistula import FRESH_S
 from serve_app.access.keys import hash_of, new_key, new_signing_secret
 
 if TYPE_CHECKING:
@@ -86,6 +85,12 @@ class _Access:
             "Epistula-Signed-For": str(receiver),
         }
 
+    def is_known(self, url: str) -> bool:
+        try:
+            return httpx.get(f"{url}/jobs", headers=self.sign(b""), timeout=5, trust_env=False).status_code == 200
+        except httpx.HTTPError:
+            return False
+
 
 def measure_protection(plan: Plan, home: Path, tell: Callable[[str], None]) -> Protection:
     """Measure both services. Raises `BenchError`, `LaunchError`."""
@@ -97,15 +102,10 @@ def measure_protection(plan: Plan, home: Path, tell: Callable[[str], None]) -> P
     tell("starting")
     with receiver() as callbacks, Instance(serve_config(port, *services.values()), home) as instance:
         urls = {name: f"{instance.url}{service.route_prefix}" for name, service in services.items()}
-        instance.wait_until("both services accept jobs", lambda: all(_accepts(url) for url in urls.values()))
+        instance.wait_until("both services accept jobs", lambda: all(has_replicas(url) for url in urls.values()))
         # A tracker that has just started cannot tell yet which signed requests came before.
-        time.sleep(FRESH_S)
+        instance.wait_until("signed requests count", lambda: access.is_known(urls["guarded"]))
         return asyncio.run(_Rounds(plan, instance, callbacks, urls, access, tell).measure())
-
-
-def _accepts(url: str) -> bool:
-    health = health_at(url)
-    return bool(health and health["accepting"] and all(m["running_replicas"] for m in health["models"].values()))
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,8 +89,7 @@ def _settle(http: httpx.Client, accepted: Sequence[Accepted]) -> dict[str, Ended
             found[job.job_id] = Ended(None, None, None)
             continue
         picture = _asked(http, f"/inference/result/{job.job_id}")
-        whole = picture is not None and picture.status_code == 200
-        digest = sha256(picture.content).hexdigest() if picture is not None and whole else None
+        digest = sha256(picture.content).hexdigest() if picture is not None and picture.status_code == 200 else None
         found[job.job_id] = Ended(seen(status), digest, (status["callback"] or {}).get("status"))
     return found
 
