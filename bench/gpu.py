@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.device.results import write_results
+from bench.device.report import Report
 from bench.device.run import QUICK, Part, Plan, run
 from bench.device.tables import print_results
 
@@ -67,9 +67,8 @@ def main(
     }
     plan = replace(QUICK if quick else Plan(), **{name: value for name, value in asked.items() if value is not None})
     console = Console()
-    results = run(plan, folder, console)
+    results = run(plan, folder, Report(console, output))
     print_results(results, console)
-    write_results(results, output)
     console.print(f"{results.wall_s:.0f} s; written to {output}.")
     raise typer.Exit(int(results.failed))
 

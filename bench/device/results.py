@@ -124,7 +124,7 @@ class Batching:
 
 @dataclass
 class Results:
-    """All that one run found."""
+    """All that one run found; `complete` once it has come to its end."""
 
     created: str
     options: dict[str, Any]
@@ -135,6 +135,7 @@ class Results:
     throughput: list[Throughput] = field(default_factory=list)
     batching: list[Batching] = field(default_factory=list)
     wall_s: float = 0.0
+    complete: bool = False
     format: int = FORMAT
 
     def judge(self, check: str, subject: str, outcome: Outcome, sentence: str) -> None:

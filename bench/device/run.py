@@ -11,12 +11,12 @@ from pathlib import Path
 from shutil import rmtree
 
 import torch
-from rich.console import Console
 
 from bench.device.batching import measure_batching
 from bench.device.exactness import check_exactness
 from bench.device.machine import describe_machine
 from bench.device.random_models import Scale
+from bench.device.report import Report
 from bench.device.results import Results
 from bench.device.rig import JobLost, MeteredRenderer, Rig, open_rig
 from bench.device.subjects import ModelName, Subject, choose_subject, missing_room, settings_of
@@ -59,10 +59,11 @@ QUICK = Plan(sizes=(256,), batches=(1, 2, 4), steps=4, exact_size=64, images=3, 
 """About a minute on two cores."""
 
 
-def run(plan: Plan, folder: Path, console: Console) -> Results:
+def run(plan: Plan, folder: Path, report: Report) -> Results:
     """Carry out the plan, with files of its own below `folder`; a part that fails becomes a verdict.
 
-    Raises ModelUnusable if the device is not there.
+    `report` hears of each part when it is over.
+    Raises ModelUnusable if the device is not there, and OSError if the results can't be written.
     """
     began = time.perf_counter()
     device = select_device(plan.device)
@@ -74,47 +75,50 @@ def run(plan: Plan, folder: Path, console: Console) -> Results:
             subject = choose_subject(name, plan.scale, plan.steps, device)
             if (reason := missing_room(subject, device)) is not None:
                 results.judge("all", subject.label, "skipped", reason)
+                report.update(results)
                 continue
-            _run_subject(results, plan, subject, device, own, console)
+            _run_subject(results, plan, subject, device, own, report)
     results.wall_s = time.perf_counter() - began
+    results.complete = True
+    report.update(results)
     return results
 
 
 def _run_subject(
-    results: Results, plan: Plan, subject: Subject, device: torch.device, folder: Path, console: Console
+    results: Results, plan: Plan, subject: Subject, device: torch.device, folder: Path, report: Report
 ) -> None:
     with settings_of(subject, device, folder, plan.threads) as settings:
-        with _noting(results, "load", subject.label, console):
+        with _noting(results, "load", subject.label, report):
             renderer = MeteredRenderer(settings, str(device))
             with open_rig(settings, renderer, folder) as rig:
-                _run_parts(results, plan, subject, rig, folder, console)
+                _run_parts(results, plan, subject, rig, folder, report)
         # The embedded model stands for all: what is checked is the engine's waiting, whatever it waits for.
         if Part.SYNCHRONISATION in plan.parts and subject.name == "embedded":
-            with _noting(results, "synchronisation", subject.label, console):
+            with _noting(results, "synchronisation", subject.label, report):
                 check_synchronisation(results, subject, settings, device, folder, plan.exact_size)
 
 
-def _run_parts(results: Results, plan: Plan, subject: Subject, rig: Rig, folder: Path, console: Console) -> None:
+def _run_parts(results: Results, plan: Plan, subject: Subject, rig: Rig, folder: Path, report: Report) -> None:
     if Part.EXACTNESS in plan.parts:
-        with _noting(results, "exactness", subject.label, console):
+        with _noting(results, "exactness", subject.label, report):
             check_exactness(results, rig, subject, plan.exact_size, plan.requests, _ORDER_SEED)
     for size in plan.sizes:
         label = f"{subject.label} {size}"
         if Part.THROUGHPUT in plan.parts:
-            with _noting(results, "throughput", label, console):
+            with _noting(results, "throughput", label, report):
                 measure_throughput(results, rig, subject, size, images=plan.images, rounds=plan.rounds, folder=folder)
         if Part.BATCHING in plan.parts:
-            with _noting(results, "batching", label, console):
+            with _noting(results, "batching", label, report):
                 measure_batching(results, rig, subject, size, batches=plan.batches, rounds=plan.rounds)
 
 
 @contextlib.contextmanager
-def _noting(results: Results, check: str, label: str, console: Console) -> Iterator[None]:
+def _noting(results: Results, check: str, label: str, report: Report) -> Iterator[None]:
     """Say what runs now, and turn its failure into a verdict, so that the other parts still run.
 
     A device that is too small for a part has not failed it.
     """
-    with console.status(f"{label}: {check}"):
+    with report.status(f"{label}: {check}"):
         try:
             yield
         except (RenderingError, JobLost, RuntimeError, OSError, ValueError) as error:
@@ -122,6 +126,7 @@ def _noting(results: Results, check: str, label: str, console: Console) -> Itera
             results.judge(check, label, "skipped" if small else "failed", f"{type(error).__name__}: {error}")
             if small:
                 free_memory(error)
+    report.update(results)
 
 
 @contextlib.contextmanager

@@ -3,9 +3,14 @@
 from rich.console import Console
 from rich.table import Table
 
-from bench.device.results import Results
+from bench.device.results import Results, Verdict
 
 _COLOURS = {"passed": "green", "failed": "red", "unclear": "yellow", "skipped": "dim"}
+
+
+def colour_of(verdict: Verdict) -> str:
+    """Return the colour that a terminal gives a verdict's outcome."""
+    return _COLOURS[verdict.outcome]
 
 
 def print_results(results: Results, console: Console) -> None:
@@ -81,6 +86,6 @@ def _batching(results: Results) -> Table:
 def _verdicts(results: Results) -> Table:
     table = Table("check", "model", "verdict", "in words", title="Verdicts")
     for one in results.verdicts:
-        colour = _COLOURS[one.outcome]
+        colour = colour_of(one)
         table.add_row(one.check, one.subject, f"[{colour}]{one.outcome}[/{colour}]", one.sentence)
     return table

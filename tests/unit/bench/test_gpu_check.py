@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from bench.device.random_models import RandomFlux, RandomSdxl
+from bench.device.report import Report
 from bench.device.results import Results, write_results
 from bench.device.rig import MeteredRenderer, open_rig
 from bench.device.run import Part, Plan, run
@@ -35,7 +36,12 @@ TINY = Plan(
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    return run(TINY, tmp_path_factory.mktemp("gpu-check"), Console(quiet=True))
+    folder = tmp_path_factory.mktemp("gpu-check")
+    return run(TINY, folder / "pictures", quiet_report(folder))
+
+
+def quiet_report(folder: Path) -> Report:
+    return Report(Console(quiet=True), folder / "results.json")
 
 
 def outcomes(results: Results, check: str) -> list[str]:
@@ -95,14 +101,39 @@ def test_the_tables_show_every_model_and_verdict(results: Results) -> None:
 
 def test_a_model_that_cannot_be_run_costs_a_verdict_and_not_the_run(tmp_path: Path) -> None:
     plan = replace(TINY, models=("flux",), parts=(Part.BATCHING, Part.EXACTNESS), batches=())
-    results = run(plan, tmp_path, Console(quiet=True))
+    results = run(plan, tmp_path / "pictures", quiet_report(tmp_path))
     assert [(verdict.check, verdict.outcome) for verdict in results.verdicts] == [
         ("exact", "passed"),
         ("seeded", "passed"),
         ("batching", "failed"),
     ]
     assert results.failed
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "pictures").iterdir()) == []
+
+
+def test_a_run_that_is_cut_short_has_printed_and_kept_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.device.run.measure_batching", interrupted)
+    plan = replace(TINY, models=("flux",), parts=(Part.EXACTNESS, Part.BATCHING))
+    console = Console(width=200)
+    with console.capture() as shown, pytest.raises(KeyboardInterrupt):
+        run(plan, tmp_path / "pictures", Report(console, tmp_path / "results.json"))
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert not kept["complete"]
+    assert [(verdict["check"], verdict["outcome"]) for verdict in kept["verdicts"]] == [
+        ("exact", "passed"),
+        ("seeded", "passed"),
+    ]
+    assert shown.get().count("flux-random-tiny: ") == 2
+
+
+def test_a_whole_run_says_that_it_is(results: Results) -> None:
+    assert results.complete
+    assert results.wall_s > 0
 
 
 def test_a_rig_leaves_no_model_behind(tmp_path: Path) -> None:
