@@ -1,28 +1,48 @@
 """Every device gets its first job before any gets a second one."""
 
+import asyncio
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, ReplicaID, RequestMetadata
 from ray.serve.request_router import PendingRequest
 
-from deployments.routing import FreeFirstRouter
+from deployments import routing
+from deployments.routing import MOST_ASKED, FreeFirstRouter
 
 DEPLOYMENT = DeploymentID("model", "app")
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Replica:
-    """What the router looks at."""
+    """What the router looks at. `answer`: its number of jobs, an error, or None if it never answers."""
 
     replica_id: ReplicaID
     max_ongoing_requests: int = 32
+    answer: int | Exception | None = 0
+    asked: int = 0
+    answering: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def get_queue_len(self, *, deadline_s: float) -> int:
+        del deadline_s
+        self.asked += 1
+        if self.answer is None:
+            await self.answering.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer or 0
+
+
+def some_replicas(count: int) -> list[Replica]:
+    return [Replica(ReplicaID(str(n), DEPLOYMENT)) for n in range(count)]
 
 
 @pytest.fixture
-def replicas() -> list[Replica]:
-    return [Replica(ReplicaID(str(n), DEPLOYMENT)) for n in range(8)]
+def replicas(monkeypatch: pytest.MonkeyPatch) -> list[Replica]:
+    monkeypatch.setattr(routing, "ASK_FOR_S", 0.02)
+    return some_replicas(8)
 
 
 @pytest.fixture
@@ -84,7 +104,8 @@ async def test_what_a_replica_told_long_ago_does_not_hide_what_was_sent(replicas
     for replica in replicas[:-1]:
         router.on_send_request(replica.replica_id)
     now = 3600.0
-    assert await choose(router, replicas) == replicas[-1].replica_id
+    (best,), _ = await router.choose_replicas(replicas)
+    assert best is replicas[-1]
 
 
 async def test_replicas_that_are_gone_are_forgotten(router: FreeFirstRouter, replicas: list[Replica]) -> None:
@@ -109,11 +130,91 @@ async def test_a_burst_fills_up_the_idle_one_and_then_all(router: FreeFirstRoute
     assert set(chosen) == {one.replica_id for one in replicas}, "then each has two"
 
 
-async def test_those_whose_queue_is_unknown_are_asked_together(
+async def test_those_whose_queue_is_unknown_are_asked_and_the_one_without_jobs_is_taken(
     router: FreeFirstRouter, replicas: list[Replica]
 ) -> None:
-    first, others = await router.choose_replicas(replicas, request("one"))
-    assert first == replicas
+    for replica in replicas[:-1]:
+        replica.answer = 1
+    assert await choose(router, replicas) == replicas[-1].replica_id
+    assert {one.asked for one in replicas} == {1}
+
+
+async def test_a_known_idle_replica_is_taken_without_asking(router: FreeFirstRouter, replicas: list[Replica]) -> None:
+    router.on_new_queue_len_info(replicas[5].replica_id, 0)
+    (best,), _ = await router.choose_replicas(replicas, request("one"))
+    assert best is replicas[5]
+    assert sum(one.asked for one in replicas) == 0
+
+
+async def test_many_jobs_at_once_ask_each_replica_once_and_use_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    # On busy machines all answers were late: each job asked all replicas, and all went to the first that had answered.
+    monkeypatch.setattr(routing, "ASK_FOR_S", 0.02)
+    replicas = some_replicas(64)
+    for replica in replicas:
+        replica.answer = None
+    router = FreeFirstRouter(DEPLOYMENT, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
+    router._replicas = {replica.replica_id: replica for replica in replicas}
+    router.on_new_queue_len_info(replicas[0].replica_id, 0)
+    chosen = await asyncio.gather(*(router.choose_replicas(replicas, request(str(n))) for n in range(128)))
+    counts = Counter(best.replica_id for (best, *_), _ in chosen)
+    assert len(counts) == 64
+    assert max(counts.values()) <= 3
+    assert max(one.asked for one in replicas) == 1
+
+
+async def test_no_more_than_some_are_asked_at_once(router: FreeFirstRouter) -> None:
+    replicas = some_replicas(MOST_ASKED + 4)
+    router._replicas = {replica.replica_id: replica for replica in replicas}
+    (best,), others = await router.choose_replicas(replicas, request("one"))
+    assert sum(one.asked for one in replicas) == MOST_ASKED
+    assert best.asked == 1
+    # Serve would ask those of an unknown queue itself, all at once.
+    assert len(others) == MOST_ASKED - 1
+
+
+async def test_one_that_does_not_answer_gets_jobs_after_those_that_do(
+    router: FreeFirstRouter, replicas: list[Replica]
+) -> None:
+    silent, *answering = replicas
+    silent.answer = None
+    chosen = [(await router.choose_replicas(replicas, request(str(n))))[0][0] for n in range(2 * len(answering))]
+    assert silent not in chosen[: len(answering)]
+    assert silent.asked == 1
+    silent.answering.set()
+
+
+async def test_one_that_has_died_is_not_chosen(router: FreeFirstRouter, replicas: list[Replica]) -> None:
+    for replica in replicas[:-1]:
+        replica.answer = ActorDiedError()
+    (best,), others = await router.choose_replicas(replicas, request("one"))
+    assert best is replicas[-1]
+    assert others == []
+
+
+async def test_no_replica_is_chosen_when_all_have_died(router: FreeFirstRouter, replicas: list[Replica]) -> None:
+    for replica in replicas:
+        replica.answer = ActorDiedError()
+    assert await router.choose_replicas(replicas, request("one")) == []
+
+
+async def test_an_error_counts_like_silence(router: FreeFirstRouter, replicas: list[Replica]) -> None:
+    for replica in replicas[1:]:
+        replica.answer = ActorUnavailableError("away", None)
+    chosen = [(await router.choose_replicas(replicas, request(str(n))))[0][0] for n in range(3)]
+    assert chosen[0] is replicas[0]
+    assert {one.asked for one in replicas} == {1}
+
+
+async def test_the_only_replica_is_not_asked(router: FreeFirstRouter, replicas: list[Replica]) -> None:
+    (best,), others = await router.choose_replicas(replicas[:1], request("one"))
+    assert (best, others, best.asked) == (replicas[0], [], 0)
+
+
+async def test_full_replicas_are_no_second_choice(router: FreeFirstRouter, replicas: list[Replica]) -> None:
+    for replica in replicas:
+        replica.answer = 32
+    (best,), others = await router.choose_replicas(replicas, request("one"))
+    assert best in replicas
     assert others == []
 
 
