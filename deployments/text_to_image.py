@@ -20,8 +20,9 @@ from observability.logs import configure, get_logger
 
 _log = get_logger("text_to_image")
 
-PROGRESS_INTERVAL_S = 0.25
-"""Least time between two progress events of a job: each one is a message through Ray."""
+PROGRESS_INTERVAL_S = 1.0
+"""Least time between two progress events of a job: each one is a message through Ray, and the ingress tells the tracker
+once a second."""
 
 PROGRESS_HOLD_S = 0.02
 """Progress waits this long for what makes it stale: a picture that is stored at once needs no message before it."""
@@ -49,7 +50,7 @@ class TextToImage:
     async def render(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
         """Render one picture; call it with `handle.options(stream=True)`.
 
-        Yields RenderStarted, then RenderProgress (the newest one, at most four a second), then RenderFinished or
+        Yields RenderStarted, then RenderProgress (the newest one, at most one a second), then RenderFinished or
         RenderFailed. `cancel()` of the response stops the job at its next denoising step; a caller that only drops the
         response, or is itself cancelled, leaves the job running (Ray 2.60), so it must call `cancel()` in a `finally`.
         Raises EngineUnhealthy if the device was lost with the job, EngineBusy if more was sent than the replica takes:
@@ -99,39 +100,49 @@ class _Mailbox:
         self._loop = loop
         self._arrived = asyncio.Event()
         self._urgent = asyncio.Event()
+        self._lock = threading.Lock()
         self._events: list[RenderEvent | EngineUnhealthy] = []
 
     def put_from_thread(self, event: RenderEvent | EngineUnhealthy) -> None:
-        self._loop.call_soon_threadsafe(self._put, event)
-
-    def _put(self, event: RenderEvent | EngineUnhealthy) -> None:
         progress = isinstance(event, RenderProgress)
-        # Nobody needs to know how far it was before what follows.
-        if self._events and isinstance(self._events[-1], RenderProgress):
-            self._events.pop()
-        self._events.append(event)
+        with self._lock:
+            # Nobody needs to know how far it was before what follows.
+            if stale := bool(self._events) and isinstance(self._events[-1], RenderProgress):
+                self._events.pop()
+            self._events.append(event)
+        # Progress that takes the place of older progress wakes nobody: a job may have hundreds of steps.
+        if not (stale and progress):
+            self._loop.call_soon_threadsafe(self._notice, not progress)
+
+    def _notice(self, urgent: bool) -> None:
         self._arrived.set()
-        if not progress:
+        if urgent:
             self._urgent.set()
+
+    def _take(self) -> list[RenderEvent | EngineUnhealthy]:
+        with self._lock:
+            taken, self._events = self._events, []
+            if len(taken) > 1 and isinstance(taken[-1], RenderProgress):
+                # Only what came before it is urgent: it waits for what makes it stale.
+                self._events.append(taken.pop())
+        self._arrived.clear()
+        self._urgent.clear()
+        if self._events:
+            self._arrived.set()
+        return taken
 
     async def __aiter__(self) -> AsyncIterator[RenderEvent]:
         while True:
             await self._arrived.wait()
             await self._wait_for_urgent(PROGRESS_HOLD_S)
-            arrived, self._events = self._events, []
-            self._arrived.clear()
-            self._urgent.clear()
-            if len(arrived) > 1 and isinstance(arrived[-1], RenderProgress):
-                # Only what came before it is urgent: it waits for what makes it stale.
-                self._events.append(arrived.pop())
-                self._arrived.set()
-            for event in arrived:
+            taken = self._take()
+            for event in taken:
                 if isinstance(event, EngineUnhealthy):
                     raise event
                 yield event
                 if isinstance(event, RenderFinished | RenderFailed):
                     return
-            if isinstance(arrived[-1], RenderProgress):
+            if taken and isinstance(taken[-1], RenderProgress):
                 await self._wait_for_urgent(PROGRESS_INTERVAL_S)
 
     async def _wait_for_urgent(self, timeout_s: float) -> None:

@@ -136,12 +136,31 @@ async def test_progress_that_comes_with_the_start_waits_for_what_makes_it_stale(
     box = text_to_image._Mailbox(asyncio.get_running_loop())
     started, progress = RenderStarted("replica", "cpu"), RenderProgress("denoising", 1, 4)
     failed = RenderFailed("render_error", "It broke.")
-    box._put(started)
-    box._put(progress)
+    box.put_from_thread(started)
+    box.put_from_thread(progress)
     events = aiter(box)
     assert await anext(events) is started
-    box._put(failed)
+    box.put_from_thread(failed)
     assert await asyncio.wait_for(anext(events), 60) is failed
+
+
+async def test_steps_wake_nobody_but_the_first_one_after_a_message() -> None:
+    woken = 0
+
+    class Loop:
+        def call_soon_threadsafe(self, notice: Callable[[bool], None], urgent: bool) -> None:
+            nonlocal woken
+            woken += 1
+            notice(urgent)
+
+    box = text_to_image._Mailbox(Loop())  # type: ignore[arg-type]
+    box.put_from_thread(RenderStarted("replica", "cpu"))
+    for step in range(100):
+        box.put_from_thread(RenderProgress("denoising", step, 100))
+    events = aiter(box)
+    assert isinstance(await anext(events), RenderStarted)
+    assert await anext(events) == RenderProgress("denoising", 99, 100)
+    assert woken == 2
 
 
 async def test_a_picture_that_is_there_before_its_progress_is_told_comes_without_it(
