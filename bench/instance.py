@@ -110,6 +110,7 @@ class Instance:
             # As `make serve` does, and for its reasons.
             "RAY_AUTH_MODE": "token",
             "SPT_NOENV": "1",
+            "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "1000",
         }
         return inherited | ours | (self._haproxy() if self.mode == "haproxy" else {})
 

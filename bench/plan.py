@@ -27,7 +27,7 @@ class Plan:
     tracker_restarts: int = 5
     devices: tuple[int, ...] = (1, 4, 16, 64)
     scaled_devices: int = 16
-    jobs_per_device: int = 12
+    jobs_per_device: int = 20
     render_s: float = 2.0
     starts: int = 3
     starts_behind: tuple[ProxyModeName, ...] = ("default", "haproxy")

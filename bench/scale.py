@@ -19,7 +19,7 @@ from launcher.local import health_at
 
 STEPS = 20
 # Small, because drawing and compressing are real work of the processor that a GPU's host would share among more cores.
-SIZE_PX = 256
+SIZE_PX = 64
 _ROLE_OF_TRACKER = "TrackerActor"
 _LOADED = "model simulated is loaded"
 
@@ -61,8 +61,12 @@ def _running(url: str) -> int:
 async def _render(plan: Plan, replicas: Replicas, instance: Instance) -> ScaleFigures:
     jobs = replicas.count * plan.jobs_per_device
     order = Order(width=SIZE_PX, height=SIZE_PX, steps=STEPS)
-    cpu = CpuMeter(instance.processes())
     async with load_generator() as session:
+        if not replicas.autoscaled:
+            # What a process does only with its first job is part of a start. An autoscaler would begin to scale.
+            warming = await burst(session, order.calls(instance.url, replicas.count), plan.submitters)
+            await statuses(session, instance.url, ids_of(warming), plan.submitters)
+        cpu = CpuMeter(instance.processes())
         submits = await burst(session, order.calls(instance.url, jobs), min(jobs, plan.submitters))
         job_ids = ids_of(submits)
         await ended(session, instance.url, job_ids[-1])
