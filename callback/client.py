@@ -57,7 +57,7 @@ PAUSE_TOLERANCE_S = 1.0
 MAX_BATCH = 256
 BATCHES_UNDER_WAY = 2
 """Two, so that one is on its way while the other is being committed; more would only make batches smaller."""
-GATHER_S = 0.01
+GATHER_S = 0.02
 """Least time between two batches: a call through Ray costs as much processor time as ten commands. The first command
 after a rest is sent at once."""
 MAX_WAITING = 20_000

@@ -49,7 +49,7 @@ class ArtifactRef:
 
 @dataclass(frozen=True, slots=True)
 class RenderStarted:
-    """The device has begun with this job: the job timeout runs from here."""
+    """The device has begun with this job: the job timeout runs from here. Left out before a RenderFinished."""
 
     replica_id: str
     device: str
@@ -66,13 +66,17 @@ class RenderProgress:
 
 @dataclass(frozen=True, slots=True)
 class RenderFinished:
-    """The picture is published and verified. `seconds` holds the wall time of each stage."""
+    """The picture is published and verified. `seconds` holds the wall time of each stage.
+
+    `since_start_s`: how long ago the device had begun, in seconds; the event may come without a RenderStarted before.
+    """
 
     artifact: ArtifactRef
     seed: int
     determinism: Determinism
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    since_start_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import ray
 from ray import serve
@@ -15,7 +17,14 @@ from deployments.artifacts import ArtifactStore
 from deployments.engines import create_engine
 from deployments.errors import EngineUnhealthy
 from deployments.models import REPLICA_PLACES, ModelDescription, ModelSettings, describe
-from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderProgress, RenderRequest
+from deployments.render import (
+    RenderEvent,
+    RenderFailed,
+    RenderFinished,
+    RenderProgress,
+    RenderRequest,
+    RenderStarted,
+)
 from observability.logs import configure, get_logger
 
 _log = get_logger("text_to_image")
@@ -25,7 +34,11 @@ PROGRESS_INTERVAL_S = 1.0
 once a second."""
 
 PROGRESS_HOLD_S = 0.02
-"""Progress waits this long for what makes it stale: a picture that is stored at once needs no message before it."""
+"""Progress waits this long for what makes it stale."""
+
+START_HOLD_S = 0.05
+"""So does a start: a picture that is stored by then needs no message before it, and tells when it was begun. Less than
+`engine.NEWS_S`, after which everybody must have heard of a start."""
 
 HEALTH_CHECK_PERIOD_S = 2.0
 """A dead replica is replaced after at most this long (Serve's default is 10): its jobs wait for it."""
@@ -51,10 +64,11 @@ class TextToImage:
         """Render one picture; call it with `handle.options(stream=True)`.
 
         Yields RenderStarted, then RenderProgress (the newest one, at most one a second), then RenderFinished or
-        RenderFailed. `cancel()` of the response stops the job at its next denoising step; a caller that only drops the
-        response, or is itself cancelled, leaves the job running (Ray 2.60), so it must call `cancel()` in a `finally`.
-        Raises EngineUnhealthy if the device was lost with the job, EngineBusy if more was sent than the replica takes:
-        another attempt may succeed.
+        RenderFailed; a picture that is there within 50 ms of its start comes as RenderFinished alone. `cancel()` of the
+        response stops the job at its next denoising step; a caller that only drops the response, or is itself
+        cancelled, leaves the job running (Ray 2.60), so it must call `cancel()` in a `finally`. Raises EngineUnhealthy
+        if the device was lost with the job, EngineBusy if more was sent than the replica takes: another attempt may
+        succeed.
         """
         events = _Mailbox(asyncio.get_running_loop())
         job = self._engine.submit(request, events.put_from_thread)
@@ -94,16 +108,22 @@ class TextToImage:
 
 
 class _Mailbox:
-    """Carries events from engine threads to one asynchronous reader; of progress it keeps only the newest."""
+    """Carries a job's events from engine threads to one asynchronous reader: of progress only the newest, of a job that
+    ends at once only the end."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._arrived = asyncio.Event()
-        self._urgent = asyncio.Event()
+        self._ended = asyncio.Event()
         self._lock = threading.Lock()
         self._events: list[RenderEvent | EngineUnhealthy] = []
+        self._started_at: float | None = None
 
     def put_from_thread(self, event: RenderEvent | EngineUnhealthy) -> None:
+        if isinstance(event, RenderStarted):
+            self._started_at = time.monotonic()
+        elif isinstance(event, RenderFinished) and self._started_at is not None:
+            event = replace(event, since_start_s=time.monotonic() - self._started_at)
         progress = isinstance(event, RenderProgress)
         with self._lock:
             # Nobody needs to know how far it was before what follows.
@@ -112,29 +132,32 @@ class _Mailbox:
             self._events.append(event)
         # Progress that takes the place of older progress wakes nobody: a job may have hundreds of steps.
         if not (stale and progress):
-            self._loop.call_soon_threadsafe(self._notice, not progress)
+            self._loop.call_soon_threadsafe(self._notice, not (progress or isinstance(event, RenderStarted)))
 
-    def _notice(self, urgent: bool) -> None:
+    def _notice(self, end: bool) -> None:
         self._arrived.set()
-        if urgent:
-            self._urgent.set()
+        if end:
+            self._ended.set()
 
     def _take(self) -> list[RenderEvent | EngineUnhealthy]:
         with self._lock:
             taken, self._events = self._events, []
             if len(taken) > 1 and isinstance(taken[-1], RenderProgress):
-                # Only what came before it is urgent: it waits for what makes it stale.
+                # It waits for what makes it stale.
                 self._events.append(taken.pop())
         self._arrived.clear()
-        self._urgent.clear()
         if self._events:
             self._arrived.set()
+        if len(taken) > 1 and isinstance(taken[-1], RenderFinished):
+            del taken[:-1]
         return taken
 
     async def __aiter__(self) -> AsyncIterator[RenderEvent]:
+        hold_s = START_HOLD_S
         while True:
             await self._arrived.wait()
-            await self._wait_for_urgent(PROGRESS_HOLD_S)
+            await self._wait_for_end(hold_s)
+            hold_s = PROGRESS_HOLD_S
             taken = self._take()
             for event in taken:
                 if isinstance(event, EngineUnhealthy):
@@ -143,15 +166,15 @@ class _Mailbox:
                 if isinstance(event, RenderFinished | RenderFailed):
                     return
             if taken and isinstance(taken[-1], RenderProgress):
-                await self._wait_for_urgent(PROGRESS_INTERVAL_S)
+                await self._wait_for_end(PROGRESS_INTERVAL_S)
 
-    async def _wait_for_urgent(self, timeout_s: float) -> None:
-        """Return when there is more than progress, or after `timeout_s`."""
-        if not self._urgent.is_set():
+    async def _wait_for_end(self, timeout_s: float) -> None:
+        """Return when the last event is there, or after `timeout_s`."""
+        if not self._ended.is_set():
             # Not `wait_for`: on Python 3.11 it can swallow the cancellation of the request.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(timeout_s):
-                    await self._urgent.wait()
+                    await self._ended.wait()
 
 
 def deployment_for(

@@ -175,6 +175,9 @@ class Attempt:
             case RenderFailed():
                 return self._failure(event.error_code, event.error)
             case RenderFinished():
+                if self.started_at is None:
+                    # Replicas of an earlier release do not know the field, and always tell the start.
+                    self.started_at = time.time() - (getattr(event, "since_start_s", None) or 0.0)
                 self._listener.finished(event.seconds)
                 return self._completion(event)
         return None

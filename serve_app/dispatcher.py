@@ -7,7 +7,7 @@ autoscaler sees the demand, few enough that queue positions stay true and a canc
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Set
 from typing import TypeVar
 from uuid import uuid4
 
@@ -56,7 +56,7 @@ class Dispatcher:
         has_queued: Callable[[str], bool],
         is_cancelled: Callable[[str], bool],
         devices: Callable[[], int],
-        rendered_by_all: Callable[[], int],
+        processing: Callable[[], Set[str]],
         job_timeout_s: float,
         holder: str,
     ) -> None:
@@ -66,7 +66,7 @@ class Dispatcher:
         self._has_queued = has_queued
         self._is_cancelled = is_cancelled
         self._devices = devices
-        self._rendered_by_all = rendered_by_all
+        self._processing = processing
         self._job_timeout_s = job_timeout_s
         self._holder = holder
         self._metrics = RenderMetrics(model)
@@ -74,6 +74,7 @@ class Dispatcher:
         self._attempts: dict[str, Attempt] = {}
         self._tasks: dict[Attempt, asyncio.Task[None]] = {}
         self._reporting: set[Attempt] = set()
+        self._ended: set[str] = set()
         self._replicas = _Pause()
         self._storage = _Pause()
         self._look = asyncio.Event()
@@ -119,6 +120,8 @@ class Dispatcher:
         """React to a change of one of the model's jobs: look for new ones, stop cancelled ones."""
         if view.state is JobState.QUEUED:
             self._look.set()
+        if view.state is not JobState.PROCESSING:
+            self._ended.discard(view.key)
         attempt = self._attempts.get(view.key)
         if attempt is not None and view.cancel_requested and not attempt.cancelled:
             attempt.cancel()
@@ -132,7 +135,8 @@ class Dispatcher:
         self._look.set()
 
     def finished(self, seconds: dict[str, float]) -> None:
-        """Note a picture."""
+        """Note a picture; a quick one comes without a start."""
+        self._replicas.over()
         self._storage.over()
         self._pace.ended()
         self._metrics.rendered(seconds)
@@ -160,9 +164,15 @@ class Dispatcher:
         count, devices = len(under_way), self._devices()
         started = sum(attempt.started_at is not None for attempt in under_way)
         waiting = count - started
-        with_others = max(count, self._rendered_by_all())
+        with_others = count + self._of_others()
         wanted = max(1 + started // 4 - waiting, devices - with_others)
         return max(wanted, min(1 + self._pace.ahead(devices) - waiting, REPLICA_PLACES * devices - with_others))
+
+    def _of_others(self) -> int:
+        """How many jobs the other ingress replicas have claimed, as far as the change stream has told."""
+        processing = self._processing()
+        ours = sum(key in processing for key in self._attempts) + sum(key in processing for key in self._ended)
+        return len(processing) - ours
 
     async def _claim_round(self) -> bool:
         self._look.clear()
@@ -196,6 +206,7 @@ class Dispatcher:
             predecessor.lose()
         attempt = Attempt(claim, self._handle, self._job_timeout_s, self)
         self._attempts[claim.key] = attempt
+        self._ended.discard(claim.key)
         if self._is_cancelled(claim.key):
             # The wish came while the claim was on its way to us.
             attempt.cancel()
@@ -220,6 +231,7 @@ class Dispatcher:
 
     def tell_soon(self) -> None:
         """Renew at once: a tracker that has just started does not know yet what is being rendered."""
+        self._ended.clear()  # The change stream begins anew, without what has ended.
         self._tell.set()
 
     # ---- outcomes -------------------------------------------------------------------------------------------------
@@ -240,6 +252,8 @@ class Dispatcher:
                 self._tasks.pop(attempt, None)
                 if self._attempts.get(claim.key) is attempt:
                     del self._attempts[claim.key]
+                    # Until the change stream tells that it has ended, it must not look like another's.
+                    self._ended.add(claim.key)
                 self._look.set()
 
     async def _report(self, report: Finish | Release) -> None:

@@ -7,7 +7,7 @@ is never answered from memory: the id may have been given to a new job by anothe
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass, field
 
 from sortedcontainers import SortedDict
@@ -21,7 +21,7 @@ from serve_app.supervision import wait_for_event
 
 CHANGES_WAIT_S = 2.0
 """How long a call for changes waits in the tracker: also how soon a silent tracker is noticed."""
-GATHER_S = 0.02
+GATHER_S = 0.05
 """Rest after each answer: under load it brings what has changed meanwhile at once, instead of one change at a time."""
 PAUSE_WITHOUT_TRACKER_S = 0.2
 
@@ -193,9 +193,9 @@ class Mirror:
                 place += len(theirs) > ahead and theirs.peekitem(ahead)[0] < view.seq
         return place
 
-    def processing(self, model: str) -> int:
-        """Return how many jobs of the model are claimed, by all ingress replicas together."""
-        return len(self._processing[model])
+    def processing(self, model: str) -> Set[str]:
+        """Return the keys of the model's jobs that are claimed, by all ingress replicas together."""
+        return self._processing[model]
 
     def is_cancelled(self, key: str) -> bool:
         """Tell whether the client wants the open job to stop."""

@@ -123,7 +123,7 @@ class Service:
                 has_queued=self.mirror.has_queued,
                 is_cancelled=self.mirror.is_cancelled,
                 devices=partial(self.replicas.running, name),
-                rendered_by_all=partial(self.mirror.processing, name),
+                processing=partial(self.mirror.processing, name),
                 job_timeout_s=settings.job_timeout_s,
                 holder=holder,
             )

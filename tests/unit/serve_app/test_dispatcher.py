@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -36,7 +37,7 @@ async def start(tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch) -> AsyncI
         values = {"model": "m", "job_timeout_s": 60.0, "holder": "me", "has_queued": lambda _: bool(tracker.claims)}
         values["is_cancelled"] = lambda key: key in tracker.cancelled
         values["devices"] = lambda: 1
-        values["rendered_by_all"] = lambda: 0
+        values["processing"] = set
         dispatcher = Dispatcher(handle=handle, **values | {"client": tracker} | options)  # type: ignore[arg-type]
         started.append(dispatcher)
         dispatcher.start()
@@ -57,6 +58,19 @@ async def test_a_finished_picture_is_reported_with_the_moment_it_began(
     assert isinstance(report, Finish)
     assert (report.state, report.attempt) == (JobState.COMPLETED, 1)
     assert report.started_at is not None
+
+
+async def test_a_picture_that_comes_without_a_start_began_when_it_says(
+    tracker: FakeTracker, start: Callable[..., Dispatcher]
+) -> None:
+    tracker.claims = [claim()]
+    dispatcher = start(FakeHandle([replace(FINISHED, since_start_s=1000.0)]))
+    dispatcher.no_replica("There was none.")
+    await until(lambda: bool(tracker.reports), 10)
+    (report,) = tracker.reports
+    assert isinstance(report, Finish)
+    assert report.started_at == pytest.approx(time.time() - 1000.0, abs=20)
+    assert dispatcher.trouble is None
 
 
 @pytest.mark.defect("D13")
@@ -275,7 +289,33 @@ async def test_idle_devices_are_given_a_job_at_once_but_not_twice(
             return await super().claim(command)
 
     counting = Counting(claims=[claim("k1")])
-    options = {"devices": lambda: devices, "rendered_by_all": lambda: others, "has_queued": lambda _: True}
+    options = {
+        "devices": lambda: devices,
+        "processing": lambda: {f"o{n}" for n in range(others)},
+        "has_queued": lambda _: True,
+    }
     start(FakeHandle([asyncio.Event(), STARTED, FINISHED]), client=counting, **options)
     await until(lambda: bool(limits))
     assert limits[0] == asked
+
+
+async def test_a_job_that_ended_here_does_not_take_a_place_until_the_change_stream_tells_of_it(
+    tracker: FakeTracker, start: Callable[..., Dispatcher]
+) -> None:
+    limits: list[int] = []
+    processing: set[str] = set()
+
+    class Counting(FakeTracker):
+        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
+            limits.append(command.limit)
+            return await super().claim(command)
+
+    counting = Counting(claims=[claim("k1")])
+    options = {"devices": lambda: 2, "processing": lambda: processing, "has_queued": lambda _: True}
+    dispatcher = start(FakeHandle([STARTED, FINISHED]), client=counting, **options)
+    processing.add("k1")
+    await until(lambda: bool(counting.reports) and len(limits) > 3)
+    assert limits[-1] == 2
+    dispatcher.notice(view("k1", state=JobState.COMPLETED))
+    # Whoever has it now, it is not we.
+    await until(lambda: limits[-1] == 1)
