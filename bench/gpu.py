@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from bench.device.report import Report
+from bench.device.report import Report, ResultsUnwritable
 from bench.device.run import QUICK, Part, Plan, run
 from bench.device.tables import print_results
 
@@ -67,7 +67,11 @@ def main(
     }
     plan = replace(QUICK if quick else Plan(), **{name: value for name, value in asked.items() if value is not None})
     console = Console()
-    results = run(plan, folder, Report(console, output))
+    try:
+        results = run(plan, folder, Report(console, output))
+    except ResultsUnwritable as error:
+        console.print(str(error), style="red", markup=False)
+        raise typer.Exit(1) from None
     print_results(results, console)
     console.print(f"{results.wall_s:.0f} s; written to {output}.")
     raise typer.Exit(int(results.failed))

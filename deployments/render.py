@@ -19,6 +19,7 @@ class RenderRequest:
 
     `alone`: nothing else is on its way through the engine meanwhile, so that, should the process die, everybody knows
     with which job it did. It costs the overlap of device and store, and three quarters of a second.
+    `start_may_be_left_out`: RenderStarted is held back for 50 ms, and not sent if the picture is there by then.
     """
 
     job_id: str
@@ -34,6 +35,7 @@ class RenderRequest:
     adapter: str | None = None
     determinism: Determinism = "exact"
     alone: bool = False
+    start_may_be_left_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ class ArtifactRef:
 
 @dataclass(frozen=True, slots=True)
 class RenderStarted:
-    """The device has begun with this job: the job timeout runs from here. Left out before a RenderFinished."""
+    """The device has begun with this job: the job timeout runs from here."""
 
     replica_id: str
     device: str
@@ -68,7 +70,7 @@ class RenderProgress:
 class RenderFinished:
     """The picture is published and verified. `seconds` holds the wall time of each stage.
 
-    `since_start_s`: how long ago the device had begun, in seconds; the event may come without a RenderStarted before.
+    `since_start_s`: how long ago the device had begun, in seconds.
     """
 
     artifact: ArtifactRef

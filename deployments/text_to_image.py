@@ -37,8 +37,7 @@ PROGRESS_HOLD_S = 0.02
 """Progress waits this long for what makes it stale."""
 
 START_HOLD_S = 0.05
-"""So does a start: a picture that is stored by then needs no message before it, and tells when it was begun. Less than
-`engine.NEWS_S`, after which everybody must have heard of a start."""
+"""So does a quick job's start, if the caller agrees: a picture that is stored by then needs no message before it."""
 
 HEALTH_CHECK_PERIOD_S = 2.0
 """A dead replica is replaced after at most this long (Serve's default is 10): its jobs wait for it."""
@@ -64,13 +63,14 @@ class TextToImage:
         """Render one picture; call it with `handle.options(stream=True)`.
 
         Yields RenderStarted, then RenderProgress (the newest one, at most one a second), then RenderFinished or
-        RenderFailed; a picture that is there within 50 ms of its start comes as RenderFinished alone. `cancel()` of the
-        response stops the job at its next denoising step; a caller that only drops the response, or is itself
-        cancelled, leaves the job running (Ray 2.60), so it must call `cancel()` in a `finally`. Raises EngineUnhealthy
-        if the device was lost with the job, EngineBusy if more was sent than the replica takes: another attempt may
-        succeed.
+        RenderFailed; see `RenderRequest.start_may_be_left_out`. `cancel()` of the response stops the job at its next
+        denoising step; a caller that only drops the response, or is itself cancelled, leaves the job running (Ray
+        2.60), so it must call `cancel()` in a `finally`. Raises EngineUnhealthy if the device was lost with the job,
+        EngineBusy if more was sent than the replica takes: another attempt may succeed.
         """
-        events = _Mailbox(asyncio.get_running_loop())
+        # An ingress of an earlier release waits for each start.
+        hold_start = getattr(request, "start_may_be_left_out", False)
+        events = _Mailbox(asyncio.get_running_loop(), hold_start=hold_start)
         job = self._engine.submit(request, events.put_from_thread)
         try:
             async for event in events:
@@ -111,8 +111,9 @@ class _Mailbox:
     """Carries a job's events from engine threads to one asynchronous reader: of progress only the newest, of a job that
     ends at once only the end."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, hold_start: bool = False) -> None:
         self._loop = loop
+        self._hold_start = hold_start
         self._arrived = asyncio.Event()
         self._ended = asyncio.Event()
         self._lock = threading.Lock()
@@ -148,15 +149,16 @@ class _Mailbox:
         self._arrived.clear()
         if self._events:
             self._arrived.set()
-        if len(taken) > 1 and isinstance(taken[-1], RenderFinished):
+        if self._hold_start and len(taken) > 1 and isinstance(taken[-1], RenderFinished):
             del taken[:-1]
         return taken
 
     async def __aiter__(self) -> AsyncIterator[RenderEvent]:
-        hold_s = START_HOLD_S
+        hold_s = START_HOLD_S if self._hold_start else 0.0
         while True:
             await self._arrived.wait()
-            await self._wait_for_end(hold_s)
+            if hold_s:
+                await self._wait_for_end(hold_s)
             hold_s = PROGRESS_HOLD_S
             taken = self._take()
             for event in taken:

@@ -34,7 +34,7 @@ class Listener(Protocol):
     """What an attempt tells while it runs."""
 
     def started(self) -> None:
-        """The device has begun."""
+        """The device has begun; of a quick job only the end is told."""
         ...
 
     def finished(self, seconds: dict[str, float]) -> None:
@@ -54,10 +54,13 @@ class Attempt:
     """A claimed job on its way through a replica.
 
     `cancelled`: the client wants it to stop. `lost`: the tracker gave the job to another attempt. `abandoned`: this
-    ingress replica is being stopped. `started_at` (wall time) is set when the device has begun.
+    ingress replica is being stopped. `started_at` (wall time) is set when the device has begun. `quick`: such jobs take
+    milliseconds now, so that their start need not be told.
     """
 
-    def __init__(self, claim: Claim, handle: DeploymentHandle, job_timeout_s: float, listener: Listener) -> None:
+    def __init__(
+        self, claim: Claim, handle: DeploymentHandle, job_timeout_s: float, listener: Listener, *, quick: bool = False
+    ) -> None:
         self.claim = claim
         self.progress = Progress(claim.key, claim.attempt, "waiting", 0, 0)
         self.started_at: float | None = None
@@ -67,6 +70,7 @@ class Attempt:
         self._handle = handle
         self._job_timeout_s = job_timeout_s
         self._listener = listener
+        self._quick = quick
         self._response: Any = None
 
     def cancel(self) -> None:
@@ -140,6 +144,7 @@ class Attempt:
             # The first one may have died with its replica, and this job be the cause or have stood beside it. One that
             # was merely handed back is treated alike: that is rare.
             alone=self.claim.attempt > 1,
+            start_may_be_left_out=self._quick and self.claim.attempt == 1,
         )
 
     async def _events(self) -> AsyncIterator[RenderEvent]:

@@ -30,6 +30,8 @@ TELL_EVERY_S = 0.1
 """... but not more often than this: what started meanwhile is told together."""
 LOOK_EVERY_S = 1.0
 """How often queued jobs are looked for when nothing says that there are some."""
+ENDED_FOR_S = 5.0
+"""The change stream has told of an end by then."""
 CLAIM_TIMEOUT_S = 10.0
 REPORT_FOR_S = 600.0
 """How long an outcome is offered to a tracker or store that does not take it; then its lease runs out."""
@@ -74,7 +76,7 @@ class Dispatcher:
         self._attempts: dict[str, Attempt] = {}
         self._tasks: dict[Attempt, asyncio.Task[None]] = {}
         self._reporting: set[Attempt] = set()
-        self._ended: set[str] = set()
+        self._ended: dict[str, float] = {}
         self._replicas = _Pause()
         self._storage = _Pause()
         self._look = asyncio.Event()
@@ -120,8 +122,6 @@ class Dispatcher:
         """React to a change of one of the model's jobs: look for new ones, stop cancelled ones."""
         if view.state is JobState.QUEUED:
             self._look.set()
-        if view.state is not JobState.PROCESSING:
-            self._ended.discard(view.key)
         attempt = self._attempts.get(view.key)
         if attempt is not None and view.cancel_requested and not attempt.cancelled:
             attempt.cancel()
@@ -161,7 +161,7 @@ class Dispatcher:
         """
         # What is being reported has left its device.
         under_way = [attempt for attempt in self._attempts.values() if attempt not in self._reporting]
-        count, devices = len(under_way), self._devices()
+        count, devices = len(under_way), self._devices()  # of quick jobs nobody tells that they have started
         started = sum(attempt.started_at is not None for attempt in under_way)
         waiting = count - started
         with_others = count + self._of_others()
@@ -170,9 +170,11 @@ class Dispatcher:
 
     def _of_others(self) -> int:
         """How many jobs the other ingress replicas have claimed, as far as the change stream has told."""
-        processing = self._processing()
-        ours = sum(key in processing for key in self._attempts) + sum(key in processing for key in self._ended)
-        return len(processing) - ours
+        oldest = time.monotonic() - ENDED_FOR_S
+        while self._ended and self._ended[next(iter(self._ended))] < oldest:
+            del self._ended[next(iter(self._ended))]
+        ours = self._attempts.keys() | self._ended.keys()
+        return len(self._processing() - ours)
 
     async def _claim_round(self) -> bool:
         self._look.clear()
@@ -204,9 +206,10 @@ class Dispatcher:
         if predecessor is not None:
             # Its lease ran out, and the job came back to us before we noticed.
             predecessor.lose()
-        attempt = Attempt(claim, self._handle, self._job_timeout_s, self)
+        quick = self._pace.ahead(self._devices()) > 0
+        attempt = Attempt(claim, self._handle, self._job_timeout_s, self, quick=quick)
         self._attempts[claim.key] = attempt
-        self._ended.discard(claim.key)
+        self._ended.pop(claim.key, None)
         if self._is_cancelled(claim.key):
             # The wish came while the claim was on its way to us.
             attempt.cancel()
@@ -231,7 +234,6 @@ class Dispatcher:
 
     def tell_soon(self) -> None:
         """Renew at once: a tracker that has just started does not know yet what is being rendered."""
-        self._ended.clear()  # The change stream begins anew, without what has ended.
         self._tell.set()
 
     # ---- outcomes -------------------------------------------------------------------------------------------------
@@ -252,8 +254,9 @@ class Dispatcher:
                 self._tasks.pop(attempt, None)
                 if self._attempts.get(claim.key) is attempt:
                     del self._attempts[claim.key]
-                    # Until the change stream tells that it has ended, it must not look like another's.
-                    self._ended.add(claim.key)
+                    if not attempt.lost:
+                        # Until the change stream tells that it has ended, it must not look like another's.
+                        self._ended[claim.key] = time.monotonic()
                 self._look.set()
 
     async def _report(self, report: Finish | Release) -> None:

@@ -63,13 +63,14 @@ def run(plan: Plan, folder: Path, report: Report) -> Results:
     """Carry out the plan, with files of its own below `folder`; a part that fails becomes a verdict.
 
     `report` hears of each part when it is over.
-    Raises ModelUnusable if the device is not there, and OSError if the results can't be written.
+    Raises ModelUnusable if the device is not there, ResultsUnwritable.
     """
     began = time.perf_counter()
     device = select_device(plan.device)
     results = Results(
         datetime.now(UTC).isoformat(timespec="seconds"), asdict(plan), describe_machine(device, plan.threads)
     )
+    report.update(results)
     with _own_folder(folder) as own:
         for name in plan.models:
             subject = choose_subject(name, plan.scale, plan.steps, device)

@@ -1,6 +1,7 @@
 """The results as tables for a terminal."""
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from bench.device.results import Results, Verdict
@@ -87,5 +88,5 @@ def _verdicts(results: Results) -> Table:
     table = Table("check", "model", "verdict", "in words", title="Verdicts")
     for one in results.verdicts:
         colour = colour_of(one)
-        table.add_row(one.check, one.subject, f"[{colour}]{one.outcome}[/{colour}]", one.sentence)
+        table.add_row(one.check, one.subject, f"[{colour}]{one.outcome}[/{colour}]", escape(one.sentence))
     return table

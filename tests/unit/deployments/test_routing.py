@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import pytest
@@ -23,11 +24,13 @@ class Replica:
     max_ongoing_requests: int = 32
     answer: int | Exception | None = 0
     asked: int = 0
+    takes_s: float = 0.0
     answering: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
         del deadline_s
         self.asked += 1
+        await asyncio.sleep(self.takes_s)
         if self.answer is None:
             await self.answering.wait()
         if isinstance(self.answer, Exception):
@@ -61,6 +64,12 @@ def known(router: FreeFirstRouter, replicas: list[Replica]) -> None:
 
 def request(name: str) -> PendingRequest:
     return PendingRequest(args=[], kwargs={}, metadata=RequestMetadata(request_id=name, internal_request_id=name))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what the router knows has no event
+            await asyncio.sleep(0.01)
 
 
 async def choose(router: FreeFirstRouter, replicas: list[Replica]) -> ReplicaID:
@@ -197,12 +206,73 @@ async def test_no_replica_is_chosen_when_all_have_died(router: FreeFirstRouter, 
     assert await router.choose_replicas(replicas, request("one")) == []
 
 
-async def test_an_error_counts_like_silence(router: FreeFirstRouter, replicas: list[Replica]) -> None:
-    for replica in replicas[1:]:
-        replica.answer = ActorUnavailableError("away", None)
-    chosen = [(await router.choose_replicas(replicas, request(str(n))))[0][0] for n in range(3)]
-    assert chosen[0] is replicas[0]
+async def test_jobs_that_come_while_replicas_are_asked_wait_for_the_answers(
+    router: FreeFirstRouter, replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "ASK_FOR_S", 30.0)
+    for replica in replicas:
+        replica.takes_s = 0.02
+    for replica in replicas[:4]:
+        replica.answer = 1
+    chosen = await asyncio.gather(*(router.choose_replicas(replicas, request(str(n))) for n in range(4)))
+    assert {best.replica_id for (best, *_), _ in chosen} == {one.replica_id for one in replicas[4:]}
     assert {one.asked for one in replicas} == {1}
+
+
+async def test_the_first_idle_one_that_answers_is_taken(
+    router: FreeFirstRouter, replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "ASK_FOR_S", 30.0)
+    for replica in replicas[:-1]:
+        replica.answer = None
+    (best,), _ = await asyncio.wait_for(router.choose_replicas(replicas, request("one")), 20)
+    assert best is replicas[-1]
+
+
+@pytest.mark.parametrize("error", [ActorUnavailableError("away", None), RuntimeError("Ray is being shut down")])
+async def test_who_has_failed_gets_jobs_when_nobody_else_is_left_until_it_answers(
+    router: FreeFirstRouter, replicas: list[Replica], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(routing, "ASK_AGAIN_S", 0.05)
+    failed, *others = replicas
+    failed.answer = error
+    for replica in others:
+        router.on_new_queue_len_info(replica.replica_id, 5)
+    for n in range(20):
+        (best,), _ = await router.choose_replicas(replicas, request(str(n)))
+        router.on_send_request(best.replica_id)
+        assert best is not failed
+    # It is asked until it answers, and what it tells counts then.
+    failed.answer = 0
+    await until(lambda: router._is_known(failed.replica_id))
+    (best,), _ = await router.choose_replicas(replicas, request("last"))
+    assert best is failed
+
+
+async def test_who_stays_silent_has_failed(
+    router: FreeFirstRouter, replicas: list[Replica], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "ANSWER_WITHIN_S", 0.05)
+    replicas[0].answer = None
+    for replica in replicas[1:]:
+        router.on_new_queue_len_info(replica.replica_id, 5)
+    await router.choose_replicas(replicas, request("one"))
+    await until(lambda: bool(router._failed))
+    # A job that it takes shows that it lives.
+    router.on_new_queue_len_info(replicas[0].replica_id, 1)
+    assert router._failed == set()
+
+
+async def test_a_guess_is_no_knowledge(router: FreeFirstRouter, replicas: list[Replica]) -> None:
+    for replica in replicas:
+        replica.answer = None
+    (best,), others = await router.choose_replicas(replicas, request("one"))
+    assert others == []
+    assert not router._is_known(best.replica_id)
+    assert router.replica_queue_len_cache.get(best.replica_id) is not None, "or Serve would ask it"
+    router.on_send_request(best.replica_id)
+    router.on_new_queue_len_info(best.replica_id, 3)
+    assert router._is_known(best.replica_id)
 
 
 async def test_the_only_replica_is_not_asked(router: FreeFirstRouter, replicas: list[Replica]) -> None:

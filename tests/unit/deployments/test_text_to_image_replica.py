@@ -9,7 +9,6 @@ import pytest
 from rendering_kit import make_request
 
 from deployments import text_to_image
-from deployments.engine import NEWS_S
 from deployments.errors import EngineUnhealthy
 from deployments.models import ModelSettings, SimulatedOptions
 from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderProgress, RenderStarted
@@ -38,7 +37,7 @@ async def collect(replica: TextToImage, **changes: object) -> list[RenderEvent]:
 
 
 async def test_a_job_streams_start_some_progress_and_the_end(replica: Replica) -> None:
-    events = await collect(replica(step_seconds=0.1))
+    events = await collect(replica())
     assert isinstance(events[0], RenderStarted)
     assert isinstance(events[-1], RenderFinished)
     assert all(isinstance(event, RenderProgress) for event in events[1:-1])
@@ -54,7 +53,7 @@ async def test_progress_is_thinned_out_and_never_delays_the_end(
 
 async def test_progress_that_is_delivered_is_the_newest(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_to_image, "PROGRESS_INTERVAL_S", 0.1)
-    events = await collect(replica(), num_inference_steps=50)
+    events = await collect(replica(step_seconds=0.02), num_inference_steps=50)
     steps = [event.step for event in events if isinstance(event, RenderProgress)]
     assert steps == sorted(steps)
     assert 3 <= len(steps) < 25
@@ -134,7 +133,6 @@ async def test_progress_that_comes_with_the_start_waits_for_what_makes_it_stale(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(text_to_image, "PROGRESS_HOLD_S", 3600)
-    monkeypatch.setattr(text_to_image, "START_HOLD_S", 0.0)
     box = text_to_image._Mailbox(asyncio.get_running_loop())
     started, progress = RenderStarted("replica", "cpu"), RenderProgress("denoising", 1, 4)
     failed = RenderFailed("render_error", "It broke.")
@@ -171,9 +169,12 @@ async def test_a_picture_that_is_there_before_its_start_is_told_comes_alone_and_
     monkeypatch.setattr(text_to_image, "START_HOLD_S", 3600)
     replica = TextToImage(ModelSettings(engine="noop"), str(tmp_path))
     try:
-        events = await asyncio.wait_for(collect(replica, width=64, height=64), 60)
+        told = await asyncio.wait_for(collect(replica, width=64, height=64), 60)
+        asked = {"width": 64, "height": 64, "start_may_be_left_out": True}
+        events = await asyncio.wait_for(collect(replica, **asked), 60)
     finally:
         replica._engine.close()
+    assert [type(event) for event in told] == [RenderStarted, RenderFinished], "an earlier ingress waits for it"
     (finished,) = events
     assert isinstance(finished, RenderFinished)
     assert finished.since_start_s is not None
@@ -182,15 +183,14 @@ async def test_a_picture_that_is_there_before_its_start_is_told_comes_alone_and_
 
 async def test_a_start_is_told_before_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_to_image, "START_HOLD_S", 3600)
-    box = text_to_image._Mailbox(asyncio.get_running_loop())
+    box = text_to_image._Mailbox(asyncio.get_running_loop(), hold_start=True)
     told = [RenderStarted("replica", "cpu"), RenderFailed("render_error", "It broke.")]
     for event in told:
         box.put_from_thread(event)
     assert [event async for event in box] == told
 
 
-async def test_a_start_whose_end_takes_longer_is_told_in_time_for_news_of_it() -> None:
-    assert text_to_image.START_HOLD_S < NEWS_S / 2
-    box = text_to_image._Mailbox(asyncio.get_running_loop())
+async def test_a_start_whose_end_takes_longer_is_told() -> None:
+    box = text_to_image._Mailbox(asyncio.get_running_loop(), hold_start=True)
     box.put_from_thread(RenderStarted("replica", "cpu"))
     assert isinstance(await asyncio.wait_for(anext(aiter(box)), 60), RenderStarted)

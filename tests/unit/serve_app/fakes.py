@@ -8,7 +8,7 @@ from typing import Any
 from callback.errors import Unavailable
 from callback.records import Changes, Claim, ClaimJobs, Cursor, Finish, JobView, Release, Renew
 from callback.states import JobState
-from deployments.render import ArtifactRef, RenderEvent, RenderFinished, RenderStarted
+from deployments.render import ArtifactRef, RenderEvent, RenderFinished, RenderRequest, RenderStarted
 from serve_app.job_request import JobRequest
 
 REQUEST = JobRequest(prompt="x", width=64, height=64, num_inference_steps=1, guidance_scale=1, seed=1)
@@ -131,6 +131,7 @@ class FakeHandle:
         self._scripts = list(scripts)
         self._on_cancel = on_cancel
         self.responses: list[FakeResponse] = []
+        self.requests: list[RenderRequest] = []
         self.called = asyncio.Event()
 
     def options(self, **_: Any) -> "FakeHandle":
@@ -140,7 +141,8 @@ class FakeHandle:
     def render(self) -> "FakeHandle":
         return self
 
-    def remote(self, _request: Any) -> FakeResponse:
+    def remote(self, request: RenderRequest) -> FakeResponse:
+        self.requests.append(request)
         response = FakeResponse(self._scripts.pop(0), self._on_cancel)
         self.responses.append(response)
         self.called.set()
