@@ -30,11 +30,14 @@ from observability.logs import configure, get_logger
 _log = get_logger("text_to_image")
 
 PROGRESS_INTERVAL_S = 1.0
-"""Least time between a job's start or progress and its next progress: each one is a message through Ray, and the
-ingress tells the tracker once a second."""
+"""Least time between two progress events of a job: each one is a message through Ray, and the ingress tells the tracker
+once a second."""
+
+PROGRESS_HOLD_S = 0.02
+"""Progress waits this long for what makes it stale."""
 
 START_HOLD_S = 0.05
-"""A quick job's start waits so long, if the caller agrees: a picture that is stored by then needs nothing before it."""
+"""So does a quick job's start, if the caller agrees: a picture that is stored by then needs no message before it."""
 
 HEALTH_CHECK_PERIOD_S = 2.0
 """A dead replica is replaced after at most this long (Serve's default is 10): its jobs wait for it."""
@@ -141,7 +144,7 @@ class _Mailbox:
         with self._lock:
             taken, self._events = self._events, []
             if len(taken) > 1 and isinstance(taken[-1], RenderProgress):
-                # It waits for what is newer.
+                # It waits for what makes it stale.
                 self._events.append(taken.pop())
         self._arrived.clear()
         if self._events:
@@ -151,11 +154,12 @@ class _Mailbox:
         return taken
 
     async def __aiter__(self) -> AsyncIterator[RenderEvent]:
-        await self._arrived.wait()
-        if self._hold_start:
-            await self._wait_for_end(START_HOLD_S)
+        hold_s = START_HOLD_S if self._hold_start else 0.0
         while True:
             await self._arrived.wait()
+            if hold_s:
+                await self._wait_for_end(hold_s)
+            hold_s = PROGRESS_HOLD_S
             taken = self._take()
             for event in taken:
                 if isinstance(event, EngineUnhealthy):
@@ -163,7 +167,7 @@ class _Mailbox:
                 yield event
                 if isinstance(event, RenderFinished | RenderFailed):
                     return
-            if taken:
+            if taken and isinstance(taken[-1], RenderProgress):
                 await self._wait_for_end(PROGRESS_INTERVAL_S)
 
     async def _wait_for_end(self, timeout_s: float) -> None:

@@ -132,7 +132,7 @@ def test_each_model_is_a_deployment_of_its_own() -> None:
 async def test_progress_that_comes_with_the_start_waits_for_what_makes_it_stale(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(text_to_image, "PROGRESS_INTERVAL_S", 3600)
+    monkeypatch.setattr(text_to_image, "PROGRESS_HOLD_S", 3600)
     box = text_to_image._Mailbox(asyncio.get_running_loop())
     started, progress = RenderStarted("replica", "cpu"), RenderProgress("denoising", 1, 4)
     failed = RenderFailed("render_error", "It broke.")
