@@ -161,7 +161,8 @@ class Dispatcher:
         """
         # What is being reported has left its device.
         under_way = [attempt for attempt in self._attempts.values() if attempt not in self._reporting]
-        count, devices = len(under_way), self._devices()  # of quick jobs nobody tells that they have started
+        count, devices = len(under_way), self._devices()
+        # Quick jobs do not tell that they have started: they count as waiting, which `ahead` allows for.
         started = sum(attempt.started_at is not None for attempt in under_way)
         waiting = count - started
         with_others = count + self._of_others()
@@ -171,8 +172,7 @@ class Dispatcher:
     def _of_others(self) -> int:
         """How many jobs the other ingress replicas have claimed, as far as the change stream has told."""
         oldest = time.monotonic() - ENDED_FOR_S
-        while self._ended and self._ended[next(iter(self._ended))] < oldest:
-            del self._ended[next(iter(self._ended))]
+        self._ended = {key: at for key, at in self._ended.items() if at > oldest}
         ours = self._attempts.keys() | self._ended.keys()
         return len(self._processing() - ours)
 

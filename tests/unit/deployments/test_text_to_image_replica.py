@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 from rendering_kit import make_request
@@ -153,7 +154,7 @@ async def test_steps_wake_nobody_but_the_first_one_after_a_message() -> None:
             woken += 1
             notice(urgent)
 
-    box = text_to_image._Mailbox(Loop())  # type: ignore[arg-type]
+    box = text_to_image._Mailbox(cast(asyncio.AbstractEventLoop, Loop()))
     box.put_from_thread(RenderStarted("replica", "cpu"))
     for step in range(100):
         box.put_from_thread(RenderProgress("denoising", step, 100))
