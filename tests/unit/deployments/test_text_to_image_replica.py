@@ -175,7 +175,9 @@ async def test_a_picture_that_is_there_before_its_start_is_told_comes_alone_and_
         events = await asyncio.wait_for(collect(replica, **asked), 60)
     finally:
         replica._engine.close()
-    assert [type(event) for event in told] == [RenderStarted, RenderFinished], "an earlier ingress waits for it"
+    # How much progress comes between depends on how busy the machine is.
+    kinds = [type(event) for event in told if not isinstance(event, RenderProgress)]
+    assert kinds == [RenderStarted, RenderFinished], "an earlier ingress waits for it"
     (finished,) = events
     assert isinstance(finished, RenderFinished)
     assert finished.since_start_s is not None
