@@ -4,9 +4,8 @@ import asyncio
 import contextlib
 import os
 import threading
-import time
-from collections.abc import AsyncIterator
-from dataclasses import replace
+from collections.abc import AsyncIterator, Collection, Iterator
+from functools import partial
 
 import ray
 from ray import serve
@@ -14,30 +13,15 @@ from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import RayServeException
 
 from deployments.artifacts import ArtifactStore
+from deployments.engine import RenderHandle
 from deployments.engines import create_engine
-from deployments.errors import EngineUnhealthy
+from deployments.errors import EngineBusy, EngineUnhealthy
+from deployments.mailbox import Batch, Mailbox
 from deployments.models import REPLICA_PLACES, ModelDescription, ModelSettings, describe
-from deployments.render import (
-    RenderEvent,
-    RenderFailed,
-    RenderFinished,
-    RenderProgress,
-    RenderRequest,
-    RenderStarted,
-)
+from deployments.render import RenderEvent, RenderFailed, RenderRequest
 from observability.logs import configure, get_logger
 
 _log = get_logger("text_to_image")
-
-PROGRESS_INTERVAL_S = 1.0
-"""Least time between two progress events of a job: each one is a message through Ray, and the ingress tells the tracker
-once a second."""
-
-PROGRESS_HOLD_S = 0.02
-"""Progress waits this long for what makes it stale."""
-
-START_HOLD_S = 0.05
-"""So does a quick job's start, if the caller agrees: a picture that is stored by then needs no message before it."""
 
 HEALTH_CHECK_PERIOD_S = 2.0
 """A dead replica is replaced after at most this long (Serve's default is 10): its jobs wait for it."""
@@ -56,6 +40,7 @@ class TextToImage:
         self._model = model
         self._engine = create_engine(model, ArtifactStore(artifacts_root), device=device, replica_id=_replica_id())
         self._engine.start()
+        self._together: dict[str, RenderHandle] = {}
         self._exit_timer: threading.Timer | None = None
         _log.info("model %s is loaded on %s", model.name, self._engine.device)
 
@@ -69,18 +54,55 @@ class TextToImage:
         EngineBusy if more was sent than the replica takes: another attempt may succeed.
         """
         # An ingress of an earlier release waits for each start.
-        hold_start = getattr(request, "start_may_be_left_out", False)
-        events = _Mailbox(asyncio.get_running_loop(), hold_start=hold_start)
-        job = self._engine.submit(request, events.put_from_thread)
+        quick = getattr(request, "start_may_be_left_out", False)
+        events = Mailbox(asyncio.get_running_loop(), quick=quick)
+        job = self._engine.submit(request, partial(events.put_from_thread, 0))
+        with self._ending_with_the_call([job]):
+            async for batch in events:
+                for _, event in batch:
+                    yield event
+
+    async def render_together(self, requests: tuple[RenderRequest, ...]) -> AsyncIterator[Batch]:
+        """Render several quick pictures, one after the other; call it as `render`.
+
+        Yields their events in batches, each event with the number of its request: RenderStarted and RenderProgress only
+        of what takes longer than quick jobs do. What the replica has no room for gives RenderFailed with code
+        `engine_busy`: another attempt may succeed. `cancel_together` stops single ones. Raises as `render` does.
+        """
+        events = Mailbox(asyncio.get_running_loop(), jobs=len(requests), quick=True)
+        jobs: dict[str, RenderHandle] = {}
+        with self._ending_with_the_call(jobs.values()):
+            for number, request in enumerate(requests):
+                take_event = partial(events.put_from_thread, number)
+                try:
+                    jobs[request.artifact_key] = self._engine.submit(request, take_event)
+                except EngineBusy as error:
+                    take_event(RenderFailed(error.code, str(error)))
+            self._together |= jobs
+            try:
+                async for batch in events:
+                    yield batch
+            finally:
+                for key in jobs:
+                    self._together.pop(key, None)
+
+    async def cancel_together(self, artifact_keys: tuple[str, ...]) -> None:
+        """Stop those jobs of `render_together` that this replica has; they end with RenderFailed `cancelled`."""
+        for key in artifact_keys:
+            if (job := self._together.get(key)) is not None:
+                job.cancel()
+
+    @contextlib.contextmanager
+    def _ending_with_the_call(self, jobs: Collection[RenderHandle]) -> Iterator[None]:
         try:
-            async for event in events:
-                yield event
+            yield
         except EngineUnhealthy:
             self._exit_soon()
             raise
         finally:
             # Reached by CancelledError and GeneratorExit too; after the last event it does nothing.
-            job.cancel()
+            for job in jobs:
+                job.cancel()
 
     async def describe(self) -> ModelDescription:
         """Return the description of this replica's model."""
@@ -105,78 +127,6 @@ class TextToImage:
             self._exit_timer = threading.Timer(_EXIT_GRACE_S, os._exit, (_EXIT_CODE,))
             self._exit_timer.daemon = True
             self._exit_timer.start()
-
-
-class _Mailbox:
-    """Carries a job's events from engine threads to one asynchronous reader: of progress only the newest, of a job that
-    ends at once only the end."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, *, hold_start: bool = False) -> None:
-        self._loop = loop
-        self._hold_start = hold_start
-        self._arrived = asyncio.Event()
-        self._ended = asyncio.Event()
-        self._lock = threading.Lock()
-        self._events: list[RenderEvent | EngineUnhealthy] = []
-        self._started_at: float | None = None
-
-    def put_from_thread(self, event: RenderEvent | EngineUnhealthy) -> None:
-        if isinstance(event, RenderStarted):
-            self._started_at = time.monotonic()
-        elif isinstance(event, RenderFinished) and self._started_at is not None:
-            event = replace(event, since_start_s=time.monotonic() - self._started_at)
-        progress = isinstance(event, RenderProgress)
-        with self._lock:
-            # Nobody needs to know how far it was before what follows.
-            if stale := bool(self._events) and isinstance(self._events[-1], RenderProgress):
-                self._events.pop()
-            self._events.append(event)
-        # Progress that takes the place of older progress wakes nobody: a job may have hundreds of steps.
-        if not (stale and progress):
-            self._loop.call_soon_threadsafe(self._notice, not (progress or isinstance(event, RenderStarted)))
-
-    def _notice(self, end: bool) -> None:
-        self._arrived.set()
-        if end:
-            self._ended.set()
-
-    def _take(self) -> list[RenderEvent | EngineUnhealthy]:
-        with self._lock:
-            taken, self._events = self._events, []
-            if len(taken) > 1 and isinstance(taken[-1], RenderProgress):
-                # It waits for what makes it stale.
-                self._events.append(taken.pop())
-        self._arrived.clear()
-        if self._events:
-            self._arrived.set()
-        if self._hold_start and len(taken) > 1 and isinstance(taken[-1], RenderFinished):
-            del taken[:-1]
-        return taken
-
-    async def __aiter__(self) -> AsyncIterator[RenderEvent]:
-        hold_s = START_HOLD_S if self._hold_start else 0.0
-        while True:
-            await self._arrived.wait()
-            if hold_s:
-                await self._wait_for_end(hold_s)
-            hold_s = PROGRESS_HOLD_S
-            taken = self._take()
-            for event in taken:
-                if isinstance(event, EngineUnhealthy):
-                    raise event
-                yield event
-                if isinstance(event, RenderFinished | RenderFailed):
-                    return
-            if taken and isinstance(taken[-1], RenderProgress):
-                await self._wait_for_end(PROGRESS_INTERVAL_S)
-
-    async def _wait_for_end(self, timeout_s: float) -> None:
-        """Return when the last event is there, or after `timeout_s`."""
-        if not self._ended.is_set():
-            # Not `wait_for`: on Python 3.11 it can swallow the cancellation of the request.
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(timeout_s):
-                    await self._ended.wait()
 
 
 def deployment_for(

@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 import pytest
 from rendering_kit import make_request
 
-from deployments import text_to_image
+from deployments import mailbox, text_to_image
 from deployments.errors import EngineUnhealthy
+from deployments.mailbox import Batch
 from deployments.models import ModelSettings, SimulatedOptions
 from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderProgress, RenderStarted
 from deployments.text_to_image import TextToImage, actor_resources, deployment_for
@@ -47,13 +48,13 @@ async def test_a_job_streams_start_some_progress_and_the_end(replica: Replica) -
 async def test_progress_is_thinned_out_and_never_delays_the_end(
     replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_to_image, "PROGRESS_INTERVAL_S", 3600)
+    monkeypatch.setattr(mailbox, "PROGRESS_INTERVAL_S", 3600)
     events = await asyncio.wait_for(collect(replica(step_seconds=0.001), num_inference_steps=50), 60)
     assert len(events) <= 3
 
 
 async def test_progress_that_is_delivered_is_the_newest(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_to_image, "PROGRESS_INTERVAL_S", 0.1)
+    monkeypatch.setattr(mailbox, "PROGRESS_INTERVAL_S", 0.1)
     events = await collect(replica(step_seconds=0.02), num_inference_steps=50)
     steps = [event.step for event in events if isinstance(event, RenderProgress)]
     assert steps == sorted(steps)
@@ -130,44 +131,10 @@ def test_each_model_is_a_deployment_of_its_own() -> None:
     assert deployment_for(ModelSettings(name="a", engine="noop"), name="Other").name == "Other"
 
 
-async def test_progress_that_comes_with_the_start_waits_for_what_makes_it_stale(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(text_to_image, "PROGRESS_HOLD_S", 3600)
-    box = text_to_image._Mailbox(asyncio.get_running_loop())
-    started, progress = RenderStarted("replica", "cpu"), RenderProgress("denoising", 1, 4)
-    failed = RenderFailed("render_error", "It broke.")
-    box.put_from_thread(started)
-    box.put_from_thread(progress)
-    events = aiter(box)
-    assert await anext(events) is started
-    box.put_from_thread(failed)
-    assert await asyncio.wait_for(anext(events), 60) is failed
-
-
-async def test_steps_wake_nobody_but_the_first_one_after_a_message() -> None:
-    woken = 0
-
-    class Loop:
-        def call_soon_threadsafe(self, notice: Callable[[bool], None], urgent: bool) -> None:
-            nonlocal woken
-            woken += 1
-            notice(urgent)
-
-    box = text_to_image._Mailbox(cast(asyncio.AbstractEventLoop, Loop()))
-    box.put_from_thread(RenderStarted("replica", "cpu"))
-    for step in range(100):
-        box.put_from_thread(RenderProgress("denoising", step, 100))
-    events = aiter(box)
-    assert isinstance(await anext(events), RenderStarted)
-    assert await anext(events) == RenderProgress("denoising", 99, 100)
-    assert woken == 2
-
-
 async def test_a_picture_that_is_there_before_its_start_is_told_comes_alone_and_says_when_it_was_begun(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(text_to_image, "START_HOLD_S", 3600)
+    monkeypatch.setattr(mailbox, "QUICK_S", 3600)
     replica = TextToImage(ModelSettings(engine="noop"), str(tmp_path))
     try:
         told = await asyncio.wait_for(collect(replica, width=64, height=64), 60)
@@ -184,16 +151,92 @@ async def test_a_picture_that_is_there_before_its_start_is_told_comes_alone_and_
     assert finished.seconds["storing"] <= finished.since_start_s < 60
 
 
-async def test_a_start_is_told_before_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text_to_image, "START_HOLD_S", 3600)
-    box = text_to_image._Mailbox(asyncio.get_running_loop(), hold_start=True)
-    told = [RenderStarted("replica", "cpu"), RenderFailed("render_error", "It broke.")]
-    for event in told:
-        box.put_from_thread(event)
-    assert [event async for event in box] == told
+class Together(NamedTuple):
+    """What a call with several jobs told."""
+
+    batches: list[Batch]
+
+    def of(self, number: int) -> list[RenderEvent]:
+        return [event for batch in self.batches for one, event in batch if one == number]
 
 
-async def test_a_start_whose_end_takes_longer_is_told() -> None:
-    box = text_to_image._Mailbox(asyncio.get_running_loop(), hold_start=True)
-    box.put_from_thread(RenderStarted("replica", "cpu"))
-    assert isinstance(await asyncio.wait_for(anext(aiter(box)), 60), RenderStarted)
+async def collect_together(replica: TextToImage, *changes: dict[str, object]) -> Together:
+    requests = tuple(make_request(artifact_key=f"ab/j{n}/1.png", **change) for n, change in enumerate(changes))
+    return Together([batch async for batch in replica.render_together(requests)])
+
+
+async def test_quick_jobs_of_one_call_are_told_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mailbox, "QUICK_S", 3600)
+    replica = TextToImage(ModelSettings(engine="noop"), str(tmp_path))
+    try:
+        sizes = [{"width": 64, "height": 64 + 8 * n} for n in range(5)]
+        told = await asyncio.wait_for(collect_together(replica, *sizes), 60)
+    finally:
+        replica._engine.close()
+    (batch,) = told.batches
+    finished = [event for _, event in sorted(batch, key=lambda one: one[0])]
+    assert [(e.artifact.key, e.artifact.height) for e in finished if isinstance(e, RenderFinished)] == [
+        (f"ab/j{n}/1.png", 64 + 8 * n) for n in range(5)
+    ]
+
+
+async def test_one_job_of_a_call_is_stopped_alone(replica: Replica) -> None:
+    model = replica(step_seconds=0.02)
+    changes = [{"num_inference_steps": steps} for steps in (2, 100_000, 100_000, 2)]
+    call = asyncio.create_task(collect_together(model, *changes))
+    try:
+        # The call begins at the first pause.
+        await asyncio.sleep(0)
+        assert len(model._together) == len(changes)
+        # One is being rendered soon, one waits; a key of another replica's is nobody here.
+        await model.cancel_together(("ab/j1/1.png", "ab/j2/1.png", "ab/j9/1.png"))
+        told = await asyncio.wait_for(call, 60)
+    finally:
+        call.cancel()
+    assert isinstance(told.of(0)[-1], RenderFinished)
+    assert [told.of(n)[-1] for n in (1, 2)] == [RenderFailed("cancelled", "The job was cancelled.")] * 2
+    assert isinstance(told.of(3)[-1], RenderFinished)
+    assert not model._together
+
+
+async def test_a_cancelled_call_stops_all_its_jobs(replica: Replica) -> None:
+    model = replica(step_seconds=0.05)
+    requests = tuple(make_request(artifact_key=f"ab/j{n}/1.png", num_inference_steps=100_000) for n in range(3))
+    stream = model.render_together(requests)
+    await anext(stream)
+    await stream.aclose()
+    assert not model._together
+    assert isinstance((await asyncio.wait_for(collect(model), 60))[-1], RenderFinished)
+
+
+async def test_jobs_without_room_fail_alone(tmp_path: Path) -> None:
+    settings = ModelSettings(engine="simulated", simulated=SimulatedOptions(step_seconds=0.2), queue_size=1)
+    model = TextToImage(settings, str(tmp_path))
+    try:
+        told = await asyncio.wait_for(collect_together(model, *[{"num_inference_steps": 1}] * 4), 60)
+    finally:
+        model._engine.close()
+    ends = [told.of(n)[-1] for n in range(4)]
+    assert isinstance(ends[0], RenderFinished)
+    assert isinstance(ends[3], RenderFailed)
+    assert ends[3].error_code == "engine_busy"
+
+
+async def test_a_device_lost_with_one_job_ends_the_call_after_what_was_told(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_to_image, "_EXIT_GRACE_S", 3600)
+    model = replica(hang_on="[hang]")
+    told: list[Batch] = []
+    requests = [make_request(artifact_key=f"ab/j{n}/1.png", prompt=p) for n, p in enumerate(["one", "[hang]", "three"])]
+
+    async def follow() -> None:
+        async for batch in model.render_together(tuple(requests)):
+            told.append(batch)  # noqa: PERF401 - what comes before the error counts
+
+    with pytest.raises(EngineUnhealthy, match="no progress"):
+        await follow()
+    assert model._exit_timer is not None
+    model._exit_timer.cancel()
+    assert isinstance(Together(told).of(0)[-1], RenderFinished)
+    assert not [event for event in Together(told).of(2) if isinstance(event, RenderFinished)]
