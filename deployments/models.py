@@ -15,7 +15,7 @@ FamilyName = Literal["auto", "stable_diffusion", "sdxl", "flux", "generic"]
 EngineKind = Literal["diffusers", "noop", "simulated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
-REPLICA_PLACES = 32
+REPLICA_PLACES = 64
 """Jobs that a replica takes at once. Pictures that take seconds need three: on the device, being stored, waiting.
 Pictures that take milliseconds need as many as end while the next ones travel."""
 

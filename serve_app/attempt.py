@@ -3,12 +3,11 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
-from ray.serve.handle import DeploymentHandle
 
 from callback.records import Claim, Finish, Picture, Progress, Release
 from callback.states import JobState
@@ -28,6 +27,21 @@ TIMEOUT_GRACE_S = 10.0
 """The engine ends a job at its timeout; when it does not, the wait for it ends this much later."""
 
 _log = get_logger("dispatcher")
+
+
+class Response(Protocol):
+    """What a replica answers to `render`, as Ray Serve brings it."""
+
+    async def __anext__(self) -> RenderEvent:
+        """Return the next event. Raises StopAsyncIteration, and errors of Ray's, Ray Serve's and the replica's."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop the job; too late, it does nothing."""
+        ...
+
+
+Send = Callable[[RenderRequest], Response]
 
 
 class Listener(Protocol):
@@ -54,12 +68,12 @@ class Attempt:
     """A claimed job on its way through a replica.
 
     `cancelled`: the client wants it to stop. `lost`: the tracker gave the job to another attempt. `abandoned`: this
-    ingress replica is being stopped. `started_at` (wall time) is set when the device has begun. `quick`: such jobs take
-    milliseconds now, so that their start need not be told.
+    ingress replica is being stopped. `started_at` (wall time) is set when the device has begun. `send` calls a
+    replica's `render`. `quick`: such jobs take milliseconds now, so that their start need not be told.
     """
 
     def __init__(
-        self, claim: Claim, handle: DeploymentHandle, job_timeout_s: float, listener: Listener, *, quick: bool = False
+        self, claim: Claim, send: Send, job_timeout_s: float, listener: Listener, *, quick: bool = False
     ) -> None:
         self.claim = claim
         self.progress = Progress(claim.key, claim.attempt, "waiting", 0, 0)
@@ -67,11 +81,11 @@ class Attempt:
         self.cancelled = False
         self.lost = False
         self.abandoned = False
-        self._handle = handle
+        self._send = send
         self._job_timeout_s = job_timeout_s
         self._listener = listener
         self._quick = quick
-        self._response: Any = None
+        self._response: Response | None = None
 
     def cancel(self) -> None:
         """Stop it for the client: at the next denoising step if it runs."""
@@ -120,10 +134,10 @@ class Attempt:
             self.stop_rendering()
 
     async def _render(self, request: JobRequest) -> Finish | Release:
-        self._response = self._handle.render.remote(self._render_request(request))
+        self._response = response = self._send(self._render_request(request))
         if self.cancelled or self.lost or self.abandoned:
             self.stop_rendering()
-        async for event in self._events():
+        async for event in self._events(response):
             if (report := self._take(event)) is not None:
                 return report
         return self._release("the replica gave no outcome", blamed=True)
@@ -144,10 +158,10 @@ class Attempt:
             # The first one may have died with its replica, and this job be the cause or have stood beside it. One that
             # was merely handed back is treated alike: that is rare.
             alone=self.claim.attempt > 1,
-            start_may_be_left_out=self._quick and self.claim.attempt == 1,
+            start_may_be_left_out=self._quick,
         )
 
-    async def _events(self) -> AsyncIterator[RenderEvent]:
+    async def _events(self, response: Response) -> AsyncIterator[RenderEvent]:
         """Yield the replica's events; raises TimeoutError when a started job outlives its timeout and the grace."""
         loop = asyncio.get_running_loop()
         ends_at: float | None = None
@@ -156,7 +170,7 @@ class Attempt:
                 ends_at = loop.time() + self._job_timeout_s + TIMEOUT_GRACE_S
             try:
                 async with asyncio.timeout_at(ends_at):
-                    event = await anext(self._response)
+                    event = await anext(response)
             except StopAsyncIteration:
                 return
             yield event
@@ -171,14 +185,8 @@ class Attempt:
                 self._listener.started()
             case RenderProgress():
                 self.progress = Progress(told.key, told.attempt, event.stage, event.step, event.steps, self.started_at)
-            case RenderFailed(error_code="timeout"):
-                return self._timeout()
-            case RenderFailed(error_code="artifact_unwritable"):
-                # Storage comes back: the job goes back to the queue instead of paying for it.
-                self._listener.no_storage(event.error)
-                return self._release(event.error)
             case RenderFailed():
-                return self._failure(event.error_code, event.error)
+                return self._after_failure(event)
             case RenderFinished():
                 if self.started_at is None:
                     # Replicas of an earlier release do not know the field, and always tell the start.
@@ -187,12 +195,25 @@ class Attempt:
                 return self._completion(event)
         return None
 
+    def _after_failure(self, event: RenderFailed) -> Finish | Release:
+        match event.error_code:
+            case "timeout":
+                return self._timeout()
+            case "cancelled":
+                return self._after_stop()
+            case "artifact_unwritable":
+                # Storage comes back: the job goes back to the queue instead of paying for it.
+                self._listener.no_storage(event.error)
+                return self._release(event.error)
+            case "engine_busy":
+                self._listener.no_replica(event.error)
+                return self._release(event.error)
+        return self._failure(event.error_code, event.error)
+
     def _after_loss(self, error: RayError | RayServeException) -> Finish | Release:
         """Return the report for a response that ended with an error of Ray's."""
-        if self.cancelled:
-            return self._failure("cancelled", "The client cancelled the job.")
-        if self.lost or self.abandoned:
-            return self._release("its ingress replica was stopped")
+        if self.cancelled or self.lost or self.abandoned:
+            return self._after_stop()
         kind = type(error).__name__
         _log.warning("replica lost", extra={"attempt": self.claim.attempt, "cause": kind})
         if isinstance(error, RayServeException):
@@ -201,6 +222,11 @@ class Attempt:
             # A replica that cannot begin answers at once until its process has ended.
             self._listener.no_replica(f"A replica could not begin the job ({kind}).")
         return self._release(f"the replica ended: {kind}", blamed=self.started_at is not None)
+
+    def _after_stop(self) -> Finish | Release:
+        if self.cancelled:
+            return self._failure("cancelled", "The client cancelled the job.")
+        return self._release("its ingress replica was stopped")
 
     def _timeout(self) -> Finish:
         sentence = f"Rendering took longer than {self._job_timeout_s:g} s."

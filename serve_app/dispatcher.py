@@ -22,6 +22,7 @@ from observability.logs import get_logger, job_context
 from serve_app.attempt import Attempt
 from serve_app.metrics import RenderMetrics
 from serve_app.pace import Pace
+from serve_app.shipments import Shipments
 from serve_app.supervision import keep_running, wait_for_event
 
 RENEW_EVERY_S = 1.0
@@ -73,6 +74,9 @@ class Dispatcher:
         self._holder = holder
         self._metrics = RenderMetrics(model)
         self._pace = Pace()
+        self._shipments = Shipments(
+            self._handle, devices=devices, together=lambda: self._pace.together(self._devices())
+        )
         self._attempts: dict[str, Attempt] = {}
         self._tasks: dict[Attempt, asyncio.Task[None]] = {}
         self._reporting: set[Attempt] = set()
@@ -107,6 +111,7 @@ class Dispatcher:
         await _until_done(self._tasks.values(), REPORT_GRACE_S)
         # What could not even be reported goes to another replica when its lease runs out.
         await _cancelled([self._claiming, self._renewing, *self._tasks.values()])
+        await self._shipments.close()
 
     def _abandon(self, attempts: Iterable[Attempt]) -> None:
         for attempt in tuple(attempts):
@@ -172,9 +177,10 @@ class Dispatcher:
     def _of_others(self) -> int:
         """How many jobs the other ingress replicas have claimed, as far as the change stream has told."""
         oldest = time.monotonic() - ENDED_FOR_S
-        self._ended = {key: at for key, at in self._ended.items() if at > oldest}
-        ours = self._attempts.keys() | self._ended.keys()
-        return len(self._processing() - ours)
+        # They are in the order of their ends.
+        while self._ended and self._ended[first := next(iter(self._ended))] < oldest:
+            del self._ended[first]
+        return sum(key not in self._attempts and key not in self._ended for key in self._processing())
 
     async def _claim_round(self) -> bool:
         self._look.clear()
@@ -206,8 +212,11 @@ class Dispatcher:
         if predecessor is not None:
             # Its lease ran out, and the job came back to us before we noticed.
             predecessor.lose()
-        quick = self._pace.ahead(self._devices()) > 0
-        attempt = Attempt(claim, self._handle, self._job_timeout_s, self, quick=quick)
+        # A job that comes again is rendered alone, and tells its start: it may be what ended its replica.
+        quick = claim.attempt == 1 and self._pace.ahead(self._devices()) > 0
+        together = quick and self._pace.together(self._devices()) > 1
+        send = self._shipments.send if together else self._handle.render.remote
+        attempt = Attempt(claim, send, self._job_timeout_s, self, quick=quick)
         self._attempts[claim.key] = attempt
         self._ended.pop(claim.key, None)
         if self._is_cancelled(claim.key):
@@ -256,6 +265,7 @@ class Dispatcher:
                     del self._attempts[claim.key]
                     if not attempt.lost:
                         # Until the change stream tells that it has ended, it must not look like another's.
+                        self._ended.pop(claim.key, None)
                         self._ended[claim.key] = time.monotonic()
                 self._look.set()
 

@@ -10,9 +10,13 @@ QUICK_PER_S = 2.0
 """Ends a second and device from which on jobs are quick: below it a device that waits for a claim loses little."""
 LONGEST_CLAIM_S = 0.25
 """A claim that took longer met a tracker that was restarting, or a store that stood still: the next one will not."""
-ROUND_TRIPS = 6.0
-"""From its claim to its report a job of milliseconds takes about six times as long as a claim alone: it is sent through
-Ray, stored, and waits for its batch. (Two gave 155 jobs a second where six gave 257: docs/performance.md.)"""
+ROUND_TRIPS = 12.0
+"""From its claim to its report a job of milliseconds takes about twelve times as long as a claim alone: it is sent
+through Ray together with others, stored, and waits for their ends and for its batch (docs/performance.md)."""
+TOGETHER_S = 0.05
+"""So long may a job wait for others that are sent in the same call."""
+MOST_TOGETHER = 16
+"""Jobs in one call: a quarter of what a replica takes, so that it has the next ones when it tells of these."""
 MOST_COUNTED = 10_000
 _WEIGHT = 0.2
 
@@ -39,8 +43,15 @@ class Pace:
 
     def ahead(self, devices: int) -> int:
         """How many jobs end on so many devices while one passes, rounded down; 0 if they are not quick."""
+        per_s = self._per_s()
+        return int(per_s * ROUND_TRIPS * self._claim_s) if per_s >= QUICK_PER_S * devices else 0
+
+    def together(self, devices: int) -> int:
+        """How many jobs one of so many devices ends in `TOGETHER_S`, 1...`MOST_TOGETHER`."""
+        return max(1, min(int(self._per_s() / devices * TOGETHER_S), MOST_TOGETHER))
+
+    def _per_s(self) -> float:
         oldest = self._clock() - WINDOW_S
         while self._ends and self._ends[0] < oldest:
             self._ends.popleft()
-        per_s = len(self._ends) / WINDOW_S
-        return int(per_s * ROUND_TRIPS * self._claim_s) if per_s >= QUICK_PER_S * devices else 0
+        return len(self._ends) / WINDOW_S

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from callback.errors import Unavailable
 from callback.records import Changes, Claim, ClaimJobs, Cursor, Finish, JobView, Release, Renew
 from callback.states import JobState
+from deployments.mailbox import Batch
 from deployments.render import ArtifactRef, RenderEvent, RenderFinished, RenderRequest, RenderStarted
 from serve_app.job_request import JobRequest
 
@@ -132,6 +134,7 @@ class FakeHandle:
         self._on_cancel = on_cancel
         self.responses: list[FakeResponse] = []
         self.requests: list[RenderRequest] = []
+        self.together: list[tuple[RenderRequest, ...]] = []
         self.called = asyncio.Event()
 
     def options(self, **_: Any) -> "FakeHandle":
@@ -141,12 +144,39 @@ class FakeHandle:
     def render(self) -> "FakeHandle":
         return self
 
+    @property
+    def render_together(self) -> "FakeTogether":
+        return FakeTogether(self)
+
     def remote(self, request: RenderRequest) -> FakeResponse:
         self.requests.append(request)
         response = FakeResponse(self._scripts.pop(0), self._on_cancel)
         self.responses.append(response)
         self.called.set()
         return response
+
+
+class FakeTogether:
+    """The method for several jobs of a deployment handle: plays their scripts one after the other."""
+
+    def __init__(self, handle: FakeHandle) -> None:
+        self._handle = handle
+        self._responses: list[FakeResponse] = []
+
+    def remote(self, requests: tuple[RenderRequest, ...]) -> "FakeTogether":
+        self._handle.together.append(requests)
+        self._responses = [self._handle.remote(request) for request in requests]
+        return self
+
+    async def __aiter__(self) -> AsyncIterator[Batch]:
+        for number, response in enumerate(self._responses):
+            with suppress(StopAsyncIteration):
+                while True:
+                    yield ((number, await anext(response)),)
+
+    def cancel(self) -> None:
+        for response in self._responses:
+            response.cancel()
 
 
 STARTED = RenderStarted("replica", "cpu")

@@ -330,6 +330,58 @@ async def test_only_quick_jobs_may_come_without_a_start(start: Callable[..., Dis
     slow = SlowTracker(claims=[claim(f"k{n}") for n in range(60)])
     start(handle, client=slow, has_queued=lambda _: bool(slow.claims))
     await until(lambda: len(slow.reports) == 60)
+    assert all(isinstance(report, Finish) for report in slow.reports)
     allowed = [request.start_may_be_left_out for request in handle.requests]
     assert not allowed[0]
     assert allowed[-1]
+
+
+async def test_quick_jobs_travel_together_but_not_what_comes_again(start: Callable[..., Dispatcher]) -> None:
+    class SlowTracker(FakeTracker):
+        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
+            await asyncio.sleep(0.05)
+            return await super().claim(command)
+
+    claims = [claim(f"k{n}", attempt=1 + (n % 10 == 9)) for n in range(200)]
+    slow = SlowTracker(claims=claims)
+    handle = FakeHandle(*[[FINISHED]] * 200)
+    start(handle, client=slow, has_queued=lambda _: bool(slow.claims))
+    await until(lambda: len(slow.reports) == 200)
+    assert all(isinstance(report, Finish) for report in slow.reports)
+    together = [request.artifact_key for requests in handle.together for request in requests]
+    assert len(together) > 50
+    assert len(handle.together) < len(together) / 2
+    assert all(key.endswith("/1.png") for key in together), "those of a second attempt are sent alone"
+
+
+@pytest.mark.parametrize("wish", ["cancelled", "abandoned"])
+async def test_a_job_that_its_replica_stopped_is_reported_by_who_wanted_it(
+    tracker: FakeTracker, start: Callable[..., Dispatcher], wish: str
+) -> None:
+    tracker.claims = [claim()]
+    go_on = asyncio.Event()
+    dispatcher = start(FakeHandle([STARTED, go_on, RenderFailed("cancelled", "The job was cancelled.")]))
+    await until(lambda: any(one.started_at for one in dispatcher._attempts.values()))
+    (attempt,) = dispatcher._attempts.values()
+    setattr(attempt, wish, True)
+    go_on.set()
+    await until(lambda: bool(tracker.reports))
+    (report,) = tracker.reports
+    if wish == "cancelled":
+        assert isinstance(report, Finish)
+        assert report.error_code == "cancelled"
+    else:
+        assert isinstance(report, Release)
+        assert not report.blamed
+
+
+async def test_a_job_for_which_a_replica_has_no_room_goes_back_unblamed(
+    tracker: FakeTracker, start: Callable[..., Dispatcher]
+) -> None:
+    tracker.claims = [claim()]
+    dispatcher = start(FakeHandle([RenderFailed("engine_busy", "The engine already has 8 jobs waiting.")]))
+    await until(lambda: bool(tracker.reports))
+    (report,) = tracker.reports
+    assert isinstance(report, Release)
+    assert not report.blamed
+    assert dispatcher.trouble is not None
