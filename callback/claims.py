@@ -52,12 +52,18 @@ class Claims:
         if not taken:
             return ()
 
-        def work(tx: sa.Connection) -> list[bool]:
-            return [job_rows.claim(tx, v.key, v.attempt, command.holder, command.claim_id) for v in taken]
+        keys_by_attempt: dict[int, list[str]] = {}
+        for view in taken:
+            keys_by_attempt.setdefault(view.attempt, []).append(view.key)
 
-        def show(won: list[bool]) -> tuple[Claim, ...]:
+        def work(tx: sa.Connection) -> set[str]:
+            who = command.holder, command.claim_id
+            won = (job_rows.claim(tx, keys, attempt, *who) for attempt, keys in keys_by_attempt.items())
+            return set().union(*won)
+
+        def show(won: set[str]) -> tuple[Claim, ...]:
             # What was not won has been cancelled meanwhile; its own command has told the readers.
-            shown = (self._show_claim(view, command) for view, ok in zip(taken, won, strict=True) if ok)
+            shown = (self._show_claim(view, command) for view in taken if view.key in won)
             return tuple(claim for claim in shown if claim is not None)
 
         try:

@@ -1,10 +1,12 @@
 """Statements on the outbox: one delivery a job, many attempts a delivery."""
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import sqlalchemy as sa
 
+from callback.records import DeliveryView
 from callback.schema import deliveries, delivery_attempts, jobs
 from callback.states import DeliveryState, JobState
 
@@ -69,7 +71,7 @@ def create(
     settles_by: float,
     give_up_at: float,
     expired: bool,
-) -> None:
+) -> DeliveryView:
     """Open the delivery of a job that has just ended: attempt 1 is reserved, unless the expiry has passed already."""
     row = {
         "key": key,
@@ -86,7 +88,8 @@ def create(
         "next_attempt_at": None,
         "reserved_at": None if expired else now,
     }
-    tx.execute(_OPEN, row)
+    opened: dict[str, Any] = dict(tx.execute(_OPEN, row).mappings().one())
+    return DeliveryView(**opened | {"state": DeliveryState(opened["state"])})
 
 
 _PARCEL = sa.select(
@@ -114,7 +117,7 @@ _PARCEL = sa.select(
 ).select_from(deliveries.join(jobs))
 _PARCEL_OF = _PARCEL.where(deliveries.c.key == sa.bindparam("of_key"))
 # Built once: see `job_rows`. The columns to set are those of the parameters.
-_OPEN = sa.insert(deliveries)
+_OPEN = sa.insert(deliveries).returning(*(deliveries.c[field.name] for field in fields(DeliveryView)))
 _SETTLE = (
     sa.update(deliveries)
     .where(

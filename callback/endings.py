@@ -1,6 +1,6 @@
 """The end of a job: its final state and its delivery, in one transaction."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import sqlalchemy as sa
@@ -76,12 +76,13 @@ class Endings:
             "finished_at": now,
             **ending.values,
         }
-        if not job_rows.finish(tx, before.key, before.state, before.attempt, values):
+        view = job_rows.finish(tx, before.key, before.state, before.attempt, values)
+        if view is None:
             return before
         parcel = None
         if before.callback_url is not None:
             expired = before.expiry is not None and now > before.expiry
-            delivery_rows.create(
+            delivery = delivery_rows.create(
                 tx,
                 before.key,
                 receiver_of(before.callback_url),
@@ -91,9 +92,8 @@ class Endings:
                 give_up_at=self.give_up_at(before, now),
                 expired=expired,
             )
+            view = replace(view, delivery=delivery)
             parcel = None if expired else delivery_rows.parcel(tx, before.key)
-        view = job_rows.by_key(tx, before.key)
-        assert view is not None  # noqa: S101 - it was updated in this transaction
         return Ended(view, parcel)
 
     def give_up_at(self, view: JobView, now: float) -> float:

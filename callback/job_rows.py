@@ -33,15 +33,34 @@ _CHANGE = sa.update(jobs).where(
     jobs.c.state == sa.bindparam("before"),
     jobs.c.attempt == sa.bindparam("of_attempt"),
 )
-_COMPLETE = _CHANGE.where(jobs.c.cancel_requested.is_(sa.false()))
+_FINISH = _CHANGE.returning(*jobs.c)
+_COMPLETE = _FINISH.where(jobs.c.cancel_requested.is_(sa.false()))
+_CLAIM = (
+    sa.update(jobs)
+    .where(
+        jobs.c.key.in_(sa.bindparam("of_keys", expanding=True)),
+        jobs.c.state == JobState.QUEUED,
+        jobs.c.attempt == sa.bindparam("of_attempt"),
+    )
+    .values(state=JobState.PROCESSING, attempt=jobs.c.attempt + 1)
+    .returning(jobs.c.key)
+)
 _RELEASE = _CHANGE.values(blamed=jobs.c.blamed + sa.bindparam("more_blame"))
 _SETTABLE = {*jobs.c.keys(), "more_blame"}
 _HAS_PICTURE = (jobs.c.picture_size_bytes.is_not(None), jobs.c.picture_deleted_at.is_(None))
 _SETTLED = sa.or_(deliveries.c.key.is_(None), deliveries.c.final.is_(sa.true()))
 
 
-def view_of(row: sa.RowMapping) -> JobView:
-    """Build the view that readers get from a joined row."""
+def _joined_view(row: sa.RowMapping) -> JobView:
+    """Build the view that readers get from a row of `_VIEW`."""
+    delivery = None
+    if row["delivery_key"] is not None:
+        values: dict[str, Any] = {name: row[f"delivery_{name}"] for name in _DELIVERY}
+        delivery = DeliveryView(**values | {"state": DeliveryState(values["state"])})
+    return _view(row, delivery)
+
+
+def _view(row: sa.RowMapping, delivery: DeliveryView | None) -> JobView:
     picture = None
     if row["picture_key"] is not None:
         picture = Picture(
@@ -51,10 +70,6 @@ def view_of(row: sa.RowMapping) -> JobView:
             width=row["picture_width"],
             height=row["picture_height"],
         )
-    delivery = None
-    if row["delivery_key"] is not None:
-        values: dict[str, Any] = {name: row[f"delivery_{name}"] for name in _DELIVERY}
-        delivery = DeliveryView(**values | {"state": DeliveryState(values["state"])})
     common: dict[str, Any] = {name: row[name] for name in _COMMON}
     return JobView(
         **common | {"state": JobState(row["state"])},
@@ -98,7 +113,7 @@ def insert(statement: Any, tx: sa.Connection, job: NewJob, seq: int, now: float)
 
 def _one(tx: sa.Connection, query: sa.Select[Any], **values: str) -> JobView | None:
     row = tx.execute(query, values).mappings().first()
-    return view_of(row) if row is not None else None
+    return _joined_view(row) if row is not None else None
 
 
 def by_key(tx: sa.Connection, key: str) -> JobView | None:
@@ -158,7 +173,7 @@ class OpenJob:
 def open_jobs(tx: sa.Connection) -> list[OpenJob]:
     """Return all open jobs in queue order."""
     rows = tx.execute(_VIEW.where(jobs.c.finished_at.is_(None))).mappings()
-    return [OpenJob(view_of(row), row["waiting_since"], row["holder"], row["claim_id"]) for row in rows]
+    return [OpenJob(_joined_view(row), row["waiting_since"], row["holder"], row["claim_id"]) for row in rows]
 
 
 def last_seq(tx: sa.Connection) -> int:
@@ -166,10 +181,13 @@ def last_seq(tx: sa.Connection) -> int:
     return tx.execute(sa.select(sa.func.max(jobs.c.seq))).scalar_one() or 0
 
 
-def claim(tx: sa.Connection, key: str, attempt: int, holder: str, claim_id: str) -> bool:
-    """queued → processing, as attempt `attempt` + 1."""
-    values = {"state": JobState.PROCESSING, "attempt": attempt + 1, "holder": holder, "claim_id": claim_id}
-    return _change(tx, _CHANGE, key, JobState.QUEUED, attempt, values)
+def claim(tx: sa.Connection, keys: Sequence[str], attempt: int, holder: str, claim_id: str) -> set[str]:
+    """queued → processing, as attempt `attempt` + 1, for those jobs that are queued after `attempt` attempts.
+
+    Returns their keys.
+    """
+    which = {"of_keys": keys, "of_attempt": attempt}
+    return set(tx.execute(_CLAIM, which | {"holder": holder, "claim_id": claim_id}).scalars())
 
 
 def release(tx: sa.Connection, key: str, attempt: int, *, blamed: bool, waiting_since: float) -> bool:
@@ -181,7 +199,7 @@ def release(tx: sa.Connection, key: str, attempt: int, *, blamed: bool, waiting_
         "more_blame": int(blamed),
         "waiting_since": waiting_since,
     }
-    return _change(tx, _RELEASE, key, JobState.PROCESSING, attempt, values)
+    return bool(tx.execute(_RELEASE, _change(key, JobState.PROCESSING, attempt, values)).rowcount)
 
 
 def blamed_attempts(tx: sa.Connection, key: str) -> int:
@@ -189,29 +207,30 @@ def blamed_attempts(tx: sa.Connection, key: str) -> int:
     return int(tx.execute(sa.select(jobs.c.blamed).where(jobs.c.key == key)).scalar_one())
 
 
-def finish(tx: sa.Connection, key: str, before: JobState, attempt: int, values: dict[str, Any]) -> bool:
+def finish(tx: sa.Connection, key: str, before: JobState, attempt: int, values: dict[str, Any]) -> JobView | None:
     """Write a final state with `values` (state, times, picture, error). A job being cancelled cannot complete.
 
+    Returns the job as it is now, which has no delivery yet; None if it was not in the state `before` of `attempt`.
     Raises ValueError for a state that is not final and for a completion without a picture.
     """
     if values["state"] not in FINAL:
         raise ValueError(f"Job {key} cannot end in the state {values['state']}.")
     if values["state"] is JobState.COMPLETED and values.get("picture_key") is None:
         raise ValueError(f"Job {key} cannot complete without a picture.")
-    statement = _COMPLETE if values["state"] is JobState.COMPLETED else _CHANGE
-    return _change(tx, statement, key, before, attempt, values | {"holder": None, "claim_id": None})
+    statement = _COMPLETE if values["state"] is JobState.COMPLETED else _FINISH
+    parameters = _change(key, before, attempt, values | {"holder": None, "claim_id": None})
+    row = tx.execute(statement, parameters).mappings().first()
+    return _view(row, None) if row is not None else None
 
 
-def _change(
-    tx: sa.Connection, statement: sa.Update, key: str, before: JobState, attempt: int, values: dict[str, Any]
-) -> bool:
+def _change(key: str, before: JobState, attempt: int, values: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a change of state."""
     if not allowed(before, values["state"]):
         raise ValueError(f"A job cannot go from {before} to {values['state']}.")
     if unknown := values.keys() - _SETTABLE:
         # SQLAlchemy would ignore them.
         raise ValueError(f"No columns of a job: {', '.join(sorted(unknown))}.")
-    which = {"of_key": key, "before": before, "of_attempt": attempt}
-    return bool(tx.execute(statement, which | values).rowcount)
+    return {"of_key": key, "before": before, "of_attempt": attempt} | values
 
 
 def request_cancel(tx: sa.Connection, key: str) -> None:
@@ -235,7 +254,7 @@ def page(
         query = query.where(jobs.c.state == states[0])
     if before is not None:
         query = query.where(jobs.c.seq < before)
-    return [view_of(row) for row in tx.execute(query).mappings()]
+    return [_joined_view(row) for row in tx.execute(query).mappings()]
 
 
 def finished_before(tx: sa.Connection, moment: float, limit: int, *, but: Collection[str] = ()) -> list[JobView]:
@@ -246,7 +265,7 @@ def finished_before(tx: sa.Connection, moment: float, limit: int, *, but: Collec
     query = _IN_ANY_ORDER.order_by(jobs.c.finished_at).where(jobs.c.finished_at < moment, _SETTLED).limit(limit)
     if but:
         query = query.where(jobs.c.key.not_in(list(but)))
-    return [view_of(row) for row in tx.execute(query).mappings()]
+    return [_joined_view(row) for row in tx.execute(query).mappings()]
 
 
 def pictures_bytes(tx: sa.Connection) -> int:
@@ -258,7 +277,7 @@ def pictures_bytes(tx: sa.Connection) -> int:
 def oldest_pictures(tx: sa.Connection, limit: int) -> list[JobView]:
     """Return up to `limit` settled jobs that still have a picture, oldest first."""
     query = _IN_ANY_ORDER.order_by(jobs.c.finished_at).where(*_HAS_PICTURE, _SETTLED).limit(limit)
-    return [view_of(row) for row in tx.execute(query).mappings()]
+    return [_joined_view(row) for row in tx.execute(query).mappings()]
 
 
 def still_settled(tx: sa.Connection, keys: Sequence[str]) -> list[str]:

@@ -168,16 +168,23 @@ class Lifecycle:
     async def finish(self, command: Finish) -> bool:
         """Record an attempt's outcome. Late reports of old attempts answer False and change nothing."""
         key, attempt, now = command.key, command.attempt, self._clock.now()
-        started_at = command.started_at or _started_at(self._board.get(key), attempt)
+        entry = self._board.get(key)
+        started_at = command.started_at or _started_at(entry, attempt)
         reported = Ending(command.state, command.error_code, command.error, _result_columns(command))
 
-        def work(tx: sa.Connection) -> Ended | JobView | None:
-            view = job_rows.by_key(tx, key)
+        def write(tx: sa.Connection, view: JobView | None) -> Ended | JobView | None:
             if view is None or view.state is not JobState.PROCESSING or view.attempt != attempt:
                 return view
             # A cancel that came first was promised to the client, so the picture is not.
             cancelled = view.cancel_requested and command.state is JobState.COMPLETED
             return self._endings.write(tx, view, CANCELLED if cancelled else reported, started_at, now)
+
+        known = entry.view if entry is not None else None
+
+        def work(tx: sa.Connection) -> Ended | JobView | None:
+            # Memory is read at no cost, and nearly always right; if it is not, nothing is written.
+            ended = write(tx, known)
+            return ended if isinstance(ended, Ended) else write(tx, job_rows.by_key(tx, key))
 
         def show(outcome: Ended | JobView | None) -> bool:
             if isinstance(outcome, Ended):

@@ -11,6 +11,8 @@ from datetime import UTC, datetime
 _job_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("darkroom_job_id", default=None)
 
 ROOT_LOGGER = "darkroom"
+# Built once: `json.dumps` would build one for every line.
+_ENCODER = json.JSONEncoder(default=str, ensure_ascii=False)
 _STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "job_id"}
 
 
@@ -39,7 +41,7 @@ class JsonFormatter(logging.Formatter):
         line.update({k: v for k, v in vars(record).items() if k not in _STANDARD_FIELDS})
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, default=str, ensure_ascii=False)
+        return _ENCODER.encode(line)
 
 
 def get_logger(name: str) -> logging.Logger:

@@ -48,7 +48,7 @@ class Book:
     def claimed(self, job_id: str = "job-1", **fields: Any) -> str:
         key = self.insert(job_id, **fields)
         assert key is not None
-        assert self.do(job_rows.claim, key, 0, "holder", "claim")
+        assert self.do(job_rows.claim, [key], 0, "holder", "claim") == {key}
         return key
 
     def finished(self, job_id: str = "job-1", *, at: float = NOW, size_bytes: int | None = None, **fields: Any) -> str:
@@ -58,12 +58,13 @@ class Book:
             picture = {"sha256": "00", "size_bytes": size_bytes, "width": 64, "height": 64, "key": f"{key}/1.png"}
             values |= {f"picture_{name}": value for name, value in picture.items()}
             values["state"] = JobState.COMPLETED
-        assert self.do(job_rows.finish, key, JobState.PROCESSING, 1, values)
+        view = self.do(job_rows.finish, key, JobState.PROCESSING, 1, values)
+        assert view == self.view(key)
         return key
 
     def delivery(self, job_id: str = "job-1", *, receiver: str = "receiver.example:80", expired: bool = False) -> str:
         key = self.finished(job_id, callback_url=URL, secret="s3cret")
-        self.do(
+        opened = self.do(
             delivery_rows.create,
             key,
             receiver,
@@ -73,6 +74,7 @@ class Book:
             give_up_at=NOW + 3600,
             expired=expired,
         )
+        assert opened == self.view(key).delivery
         return key
 
     def view(self, key: str) -> JobView:
@@ -204,10 +206,21 @@ def test_an_idempotency_key_finds_its_job_also_when_superseded(book: Book) -> No
 def test_a_claim_is_won_once(book: Book) -> None:
     key = book.insert()
 
-    assert book.do(job_rows.claim, key, 0, "one", "c1") is True
-    assert book.do(job_rows.claim, key, 0, "other", "c2") is False
+    assert book.do(job_rows.claim, [key], 0, "one", "c1") == {key}
+    assert book.do(job_rows.claim, [key], 0, "other", "c2") == set()
     (row,) = book.read(job_rows.open_jobs)
     assert (row.holder, row.claim_id, row.view.attempt) == ("one", "c1", 1)
+
+
+def test_of_the_jobs_of_a_claim_those_are_won_that_still_wait(book: Book) -> None:
+    keys = [str(book.insert(f"job-{n}")) for n in range(4)]
+    book.do(job_rows.claim, [keys[1]], 0, "one", "c1")
+    book.do(job_rows.release, keys[1], 1, blamed=False, waiting_since=NOW)
+    book.do(job_rows.finish, keys[2], JobState.QUEUED, 0, {"state": JobState.FAILED, "finished_at": NOW})
+
+    assert book.do(job_rows.claim, [*keys, "nobody's"], 0, "other", "c2") == {keys[0], keys[3]}
+    assert book.do(job_rows.claim, [keys[1]], 1, "other", "c2") == {keys[1]}
+    assert {row.view.attempt for row in book.read(job_rows.open_jobs)} == {1, 2}
 
 
 def test_a_release_is_done_once_and_counts_blame_once(book: Book) -> None:
@@ -224,8 +237,8 @@ def test_a_job_ends_once(book: Book) -> None:
     key = book.finished()
     again = {"state": JobState.TIMEOUT, "finished_at": NOW}
 
-    assert book.do(job_rows.finish, key, JobState.PROCESSING, 1, again) is False
-    assert book.do(job_rows.finish, key, JobState.QUEUED, 1, again) is False
+    assert book.do(job_rows.finish, key, JobState.PROCESSING, 1, again) is None
+    assert book.do(job_rows.finish, key, JobState.QUEUED, 1, again) is None
     assert book.view(key).state is JobState.FAILED
     assert book.read(job_rows.open_jobs) == []
 
@@ -233,7 +246,7 @@ def test_a_job_ends_once(book: Book) -> None:
 def test_a_report_of_another_attempt_ends_nothing(book: Book) -> None:
     key = book.claimed()
 
-    assert book.do(job_rows.finish, key, JobState.PROCESSING, 2, {"state": JobState.FAILED}) is False
+    assert book.do(job_rows.finish, key, JobState.PROCESSING, 2, {"state": JobState.FAILED}) is None
     assert book.view(key).state is JobState.PROCESSING
 
 
@@ -243,8 +256,8 @@ def test_a_job_that_is_being_cancelled_cannot_complete(book: Book) -> None:
     completed = {"state": JobState.COMPLETED, "picture_key": "k"}
 
     assert book.view(key).cancel_requested
-    assert book.do(job_rows.finish, key, JobState.PROCESSING, 1, completed) is False
-    assert book.do(job_rows.finish, key, JobState.PROCESSING, 1, {"state": JobState.FAILED}) is True
+    assert book.do(job_rows.finish, key, JobState.PROCESSING, 1, completed) is None
+    assert book.do(job_rows.finish, key, JobState.PROCESSING, 1, {"state": JobState.FAILED}) == book.view(key)
 
 
 def test_a_waiting_job_cannot_be_asked_to_stop(book: Book) -> None:

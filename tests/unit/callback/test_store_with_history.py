@@ -85,7 +85,7 @@ def plans(history: str) -> Iterator[Callable[..., list[str]]]:
         (job_rows.page, ("anyone", (), 50_000, 100), "jobs_owner_seq (owner=? AND seq<?)"),
         (job_rows.page, ("anyone", (JobState.FAILED,), None, 100), "jobs_owner_state_seq (owner=? AND state=?)"),
         (job_rows.page, ("anyone", tuple(JobState), None, 100), "jobs_owner_state_seq (owner=? AND state=?)"),
-        (job_rows.claim, ("key", 0, "holder", "claim"), "(key=?)"),
+        (job_rows.claim, ([key_of(1), key_of(2)], 0, "holder", "claim"), "(key=?)"),
         (job_rows.finished_before, (NOW - JOBS + 10, 200), "jobs_finished_at (finished_at<?)"),
         (job_rows.pictures_bytes, (), "USING COVERING INDEX jobs_pictures_kept"),
         (job_rows.oldest_pictures, (200,), "USING INDEX jobs_pictures_kept"),
