@@ -354,4 +354,9 @@ class TrackerIdentity:
 
 def artifact_key(key: str, attempt: int) -> str:
     """Return where an attempt publishes: attempts never share a name, so that a late one overwrites nothing."""
+    return f"{key[-2:]}/{key}-{attempt}.png"
+
+
+def earlier_artifact_key(key: str, attempt: int) -> str:
+    """Return where earlier versions published. A folder of its own for each job costs a third sync."""
     return f"{key[-2:]}/{key}/{attempt}.png"

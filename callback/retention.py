@@ -14,7 +14,7 @@ from callback.clock import Clock
 from callback.committer import Run
 from callback.config import TrackerConfig
 from callback.errors import Deposed
-from callback.records import JobView, PictureStore, artifact_key
+from callback.records import JobView, PictureStore, artifact_key, earlier_artifact_key
 from observability.logs import get_logger
 
 BATCH = 200
@@ -190,8 +190,11 @@ class Retention:
         return undeleted
 
     def _delete_pictures_of(self, view: JobView) -> None:
-        if view.picture is not None:
-            self._pictures.delete(view.picture.key)
+        shown = view.picture.key if view.picture is not None else None
+        if shown is not None:
+            self._pictures.delete(shown)
         # A lost attempt may have published too; its picture was never shown, and goes with the job.
         for attempt in range(1, view.attempt + 1):
-            self._pictures.delete(artifact_key(view.key, attempt))
+            for name in (artifact_key, earlier_artifact_key):
+                if (key := name(view.key, attempt)) != shown:
+                    self._pictures.delete(key)

@@ -146,9 +146,11 @@ class ArtifactStore:
         # A put is atomic in object stores, and the key belongs to this attempt alone: no temporary name is needed.
         with self._object(key) as (fs, path):
             fs.pipe_file(path, data)
-            if (fault := _fault(bytes(fs.cat_file(path)), ref)) is not None:
+            try:
+                _compare(bytes(fs.cat_file(path)), data, ref)
+            except ArtifactUnwritable:
                 fs.rm_file(path)
-                raise ArtifactUnwritable(f"The picture was not stored as it was written: {fault}.")
+                raise
 
 
 def _check_key(key: str) -> None:
@@ -168,6 +170,11 @@ def _fault(data: bytes, ref: ArtifactRef) -> str | None:
     return None
 
 
+def _compare(stored: bytes, written: bytes, ref: ArtifactRef) -> None:
+    if stored != written:
+        raise ArtifactUnwritable(f"The picture was not stored as it was written: {_fault(stored, ref)}.")
+
+
 def _pixel_fault(seen: tuple[int, int] | None, ref: ArtifactRef) -> str:
     is_ = "is no whole PNG" if seen is None else f"measures {seen[0]}x{seen[1]} pixels"
     return f"it {is_} instead of {ref.width}x{ref.height} pixels"
@@ -182,8 +189,7 @@ def _publish_file(root: Path, key: str, data: bytes, ref: ArtifactRef) -> None:
     target = root / key
     with _temporary_beside(target) as temporary:
         _write_synced(temporary, data)
-        if (fault := _fault(temporary.read_bytes(), ref)) is not None:
-            raise ArtifactUnwritable(f"The picture was not stored as it was written: {fault}.")
+        _compare(temporary.read_bytes(), data, ref)
         temporary.replace(target)
         try:
             _sync_folder(target.parent)
