@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import aiohttp
 import psutil
 
 from bench.config import Darkroom, Replicas, free_port, serve_config
+from bench.connections import Session
 from bench.errors import BenchError
 from bench.instance import Instance
 from bench.jobs import Order
-from bench.load import Reply, load_generator, one
+from bench.load import Reply, one
 from bench.past_jobs import write_past_jobs
 from bench.plan import Plan
 from bench.processes import holding, memory
@@ -73,7 +73,7 @@ def _accepts(url: str) -> bool:
 async def _measure(
     plan: Plan, instance: Instance, services: Sequence[_Service], tell: Callable[[str], None]
 ) -> History:
-    async with load_generator() as session:
+    async with Session() as session:
         tell("submitting in turn")
         latencies_ms: dict[_Service, list[float]] = {service: [] for service in services}
         for n in range(_WARM_UP + plan.history_submits):
@@ -107,7 +107,7 @@ async def _measure(
     )
 
 
-async def _submit(session: aiohttp.ClientSession, url: str) -> Reply:
+async def _submit(session: Session, url: str) -> Reply:
     (call,) = Order().calls(url, 1)
     return await one(session, call)
 
@@ -123,7 +123,7 @@ def _tracker_memory(instance: Instance, service: _Service) -> ProcessMemory:
     return memory([tracker])[0]
 
 
-async def _restart_s(session: aiohttp.ClientSession, instance: Instance, service: _Service) -> float:
+async def _restart_s(session: Session, instance: Instance, service: _Service) -> float:
     """Kill the tracker and return the seconds until a job is accepted again."""
     tracker = _tracker(instance, service)
     if tracker is None:

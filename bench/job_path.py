@@ -7,9 +7,10 @@ from pathlib import Path
 import httpx
 
 from bench.config import Darkroom, Replicas, Yardstick, free_port, serve_config
+from bench.connections import Session
 from bench.instance import Instance, has_replicas
 from bench.jobs import Order
-from bench.load import burst, load_generator
+from bench.load import burst
 from bench.plan import Plan
 from bench.receiver import Receiver, receiver
 from bench.records import Calls, JobPath, ModeFigures, ProxyModeName, Run
@@ -40,7 +41,7 @@ def _fastest(run: Run) -> float:
 
 
 async def _bare_rate(url: str, plan: Plan) -> Calls:
-    async with load_generator() as session:
+    async with Session() as session:
         await burst(session, Order().calls(url, plan.submitters), plan.submitters)
         return (await burst(session, Order().calls(url, plan.bare_requests), plan.submitters)).calls()
 

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-import aiohttp
-
+from bench.connections import Session
 from bench.errors import BenchError
 from bench.load import Burst, Call, burst, one
 
@@ -55,7 +54,7 @@ def polls_of(url: str, job_ids: Sequence[str]) -> list[Call]:
     return [Call("GET", f"{url}/inference/status/{job_id}") for job_id in job_ids]
 
 
-async def ended(session: aiohttp.ClientSession, url: str, job_id: str) -> dict[str, Any]:
+async def ended(session: Session, url: str, job_id: str) -> dict[str, Any]:
     """Return the job's final status. Raises `BenchError` if it does not complete within five minutes."""
     (call,) = polls_of(url, [job_id])
     deadline = time.monotonic() + SETTLE_TIMEOUT_S
@@ -70,7 +69,7 @@ async def ended(session: aiohttp.ClientSession, url: str, job_id: str) -> dict[s
 
 
 async def statuses(
-    session: aiohttp.ClientSession, url: str, job_ids: Sequence[str], at_once: int
+    session: Session, url: str, job_ids: Sequence[str], at_once: int
 ) -> tuple[Burst, list[dict[str, Any]]]:
     """Poll every job once, and again those that have not ended. Returns the first polls, and all final statuses."""
     polls = await burst(session, polls_of(url, job_ids), at_once)

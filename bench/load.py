@@ -1,19 +1,16 @@
 """The load generator: many HTTP calls by a fixed number of callers, each timed as its caller sees it.
 
-aiohttp and nothing around it: parsing answers, or building typed requests, would cost the cores that the measured
-service shares. All moments are seconds of this machine's clock, which the service's own timestamps are from, too.
+All moments are seconds of this machine's clock, which the service's own timestamps are from, too.
 """
 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import aiohttp
-
+from bench.connections import Session
 from bench.errors import BenchError
 from bench.records import Calls
 from bench.statistics import percentile
@@ -71,50 +68,21 @@ class Burst:
         )
 
 
-@asynccontextmanager
-async def load_generator(
-    headers: Mapping[str, str] | None = None, sign: Callable[[bytes], Mapping[str, str]] | None = None
-) -> AsyncIterator[aiohttp.ClientSession]:
-    """Open a session that keeps as many connections as calls are made at once.
-
-    `headers` go with every call, and those that `sign` returns for its body.
-    """
-    async with aiohttp.ClientSession(
-        headers=headers,
-        middlewares=(_signing(sign),) if sign else (),
-        connector=aiohttp.TCPConnector(limit=0),
-        cookie_jar=aiohttp.DummyCookieJar(),
-        timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_S),
-        auto_decompress=False,
-    ) as session:
-        yield session
-
-
-def _signing(sign: Callable[[bytes], Mapping[str, str]]) -> aiohttp.ClientMiddlewareType:
-    async def signed(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        body = request.body if isinstance(request.body, bytes) else await request.body.as_bytes()
-        request.headers.update(sign(body))
-        return await handler(request)
-
-    return signed
-
-
-async def one(session: aiohttp.ClientSession, call: Call) -> Reply:
+async def one(session: Session, call: Call) -> Reply:
     """Make a call. Raises `BenchError` for any answer but 200, and for none within a minute."""
-    headers = {"Content-Type": "application/json"} if call.body is not None else None
     began = time.time()
     try:
-        async with session.request(call.method, call.url, data=call.body, headers=headers) as answer:
-            body = await answer.read()
-    except (aiohttp.ClientError, TimeoutError) as error:
+        async with asyncio.timeout(CALL_TIMEOUT_S):
+            status, body = await session.call(call.method, call.url, call.body)
+    except (OSError, TimeoutError) as error:
         raise BenchError(f"{call.method} {call.url}: no answer ({type(error).__name__}: {error}).") from error
     ended = time.time()
-    if answer.status != 200:
-        raise BenchError(f"{call.method} {call.url}: {answer.status} {body[:300].decode(errors='replace')}")
+    if status != 200:
+        raise BenchError(f"{call.method} {call.url}: {status} {body[:300].decode(errors='replace')}")
     return Reply(began, ended, body)
 
 
-async def burst(session: aiohttp.ClientSession, calls: Sequence[Call], at_once: int) -> Burst:
+async def burst(session: Session, calls: Sequence[Call], at_once: int) -> Burst:
     """Make all calls, `at_once` at any time. Raises `BenchError` if one fails: the rate would mean nothing."""
     replies: list[Reply | None] = [None] * len(calls)
     left = iter(enumerate(calls))

@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
 
-import aiohttp
 import httpx
 
 from bench.config import Darkroom, Replicas, free_port, serve_config
+from bench.connections import Session
 from bench.instance import Instance, has_replicas
 from bench.jobs import Order
-from bench.load import load_generator
 from bench.plan import Plan
 from bench.receiver import Receiver, receiver
 from bench.records import Protection, Run
@@ -139,17 +138,17 @@ class _Rounds:
         )
 
     @asynccontextmanager
-    async def _sessions(self) -> AsyncIterator[Mapping[str, aiohttp.ClientSession]]:
+    async def _sessions(self) -> AsyncIterator[Mapping[str, Session]]:
         async with AsyncExitStack() as stack:
             yield {
-                "open": await stack.enter_async_context(load_generator()),
+                "open": await stack.enter_async_context(Session()),
                 "keys": await stack.enter_async_context(
-                    load_generator(headers={"Authorization": f"Bearer {self.access.key}"})
+                    Session(headers={"Authorization": f"Bearer {self.access.key}"})
                 ),
-                "signed": await stack.enter_async_context(load_generator(sign=self.access.sign)),
+                "signed": await stack.enter_async_context(Session(sign=self.access.sign)),
             }
 
-    async def _run(self, sessions: Mapping[str, aiohttp.ClientSession], system: str, count: int) -> Run:
+    async def _run(self, sessions: Mapping[str, Session], system: str, count: int) -> Run:
         how, _, calls_back = system.partition("+")
         url = self.urls["open" if how == "open" else "guarded"]
         order = Order(model=NOOP.name, callback_url=self.callbacks.url if calls_back else None)

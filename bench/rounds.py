@@ -4,11 +4,11 @@ import json
 from collections.abc import Callable
 from typing import Protocol
 
-import aiohttp
 import psutil
 
+from bench.connections import Session
 from bench.jobs import Order, polls_of
-from bench.load import Call, burst, load_generator, one
+from bench.load import Call, burst, one
 from bench.plan import Plan
 from bench.processes import CpuMeter, listeners, memory
 from bench.receiver import Receiver
@@ -58,7 +58,7 @@ class Rounds:
     async def measure(self) -> ModeFigures:
         """Warm up, measure every system in every round, and sum up. Raises `BenchError`."""
         plan, mode = self._plan, self._instance.mode
-        async with load_generator() as session:
+        async with Session() as session:
             for system in self._systems:
                 # Connections, caches and code paths that every later run finds ready.
                 self._tell(f"{mode} proxy: warming up {system}")
@@ -81,7 +81,7 @@ class Rounds:
             runs=tuple(runs),
         )
 
-    async def _run(self, session: aiohttp.ClientSession, system: str, count: int) -> Run:
+    async def _run(self, session: Session, system: str, count: int) -> Run:
         if system == "constant":
             return await self._run_constant(session, count)
         if system == "naive":
@@ -90,17 +90,17 @@ class Rounds:
         run = await self._jobs_of(session, system, self._instance.url, order, count)
         return run if order.callback_url else await self._with_open_polls(session, run, count)
 
-    async def _run_constant(self, session: aiohttp.ClientSession, count: int) -> Run:
+    async def _run_constant(self, session: Session, count: int) -> Run:
         cpu = self._cpu()
         calls = Order().calls(f"{self._instance.url}/constant", count)
         requests = (await burst(session, calls, self._plan.submitters)).calls()
         return Run(system="constant", jobs_per_s=requests.per_s, submits=requests, cpu_ms_per_job=cpu.ms_per(count))
 
-    async def _jobs_of(self, session: aiohttp.ClientSession, system: str, url: str, order: Order, count: int) -> Run:
+    async def _jobs_of(self, session: Session, system: str, url: str, order: Order, count: int) -> Run:
         asked = Asked(system, url, order, count, self._plan.submitters)
         return await run_jobs(session, asked, self._instance.processes(), self._callbacks)
 
-    async def _with_open_polls(self, session: aiohttp.ClientSession, run: Run, count: int) -> Run:
+    async def _with_open_polls(self, session: Session, run: Run, count: int) -> Run:
         """Add polls of a job that is being rendered all the while."""
         url = self._instance.url
         (submit,) = Order(model=HELD.name).calls(url, 1)

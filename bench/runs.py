@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import aiohttp
 import psutil
 
+from bench.connections import Session
 from bench.jobs import Order, ended, ids_of, moment, statuses
 from bench.load import burst
 from bench.processes import CpuMeter
@@ -27,9 +27,7 @@ class Asked:
     submitters: int
 
 
-async def run_jobs(
-    session: aiohttp.ClientSession, asked: Asked, processes: Iterable[psutil.Process], callbacks: Receiver
-) -> Run:
+async def run_jobs(session: Session, asked: Asked, processes: Iterable[psutil.Process], callbacks: Receiver) -> Run:
     """Run the jobs, to the last callback if they have any. Processor time is that of `processes`.
 
     Raises `BenchError`.

@@ -8,9 +8,10 @@ from datetime import datetime
 from pathlib import Path
 
 from bench.config import Darkroom, Replicas, free_port, serve_config
+from bench.connections import Session
 from bench.instance import Instance
 from bench.jobs import Order, ended, ids_of, moment, statuses
-from bench.load import burst, load_generator
+from bench.load import burst
 from bench.plan import Plan
 from bench.processes import CpuMeter
 from bench.records import Scale, ScaleFigures
@@ -61,7 +62,7 @@ def _running(url: str) -> int:
 async def _render(plan: Plan, replicas: Replicas, instance: Instance) -> ScaleFigures:
     jobs = replicas.count * plan.jobs_per_device
     order = Order(width=SIZE_PX, height=SIZE_PX, steps=STEPS)
-    async with load_generator() as session:
+    async with Session() as session:
         if not replicas.autoscaled:
             # What a process does only with its first job is part of a start. An autoscaler would begin to scale.
             warming = await burst(session, order.calls(instance.url, replicas.count), plan.submitters)

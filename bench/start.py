@@ -10,10 +10,11 @@ import httpx
 import yaml
 
 from bench.config import Darkroom, Replicas, free_port, serve_config
+from bench.connections import Session
 from bench.errors import BenchError
 from bench.instance import Instance
 from bench.jobs import Order, ended, ids_of, moment
-from bench.load import burst, load_generator
+from bench.load import burst
 from bench.plan import Plan
 from bench.records import ProxyModeName, Start, StartFigures
 from bench.statistics import estimate
@@ -116,10 +117,10 @@ def _first(true: Callable[[], bool], log: Path) -> float:
 
 
 async def _submit(url: str) -> str:
-    async with load_generator() as session:
+    async with Session() as session:
         return ids_of(await burst(session, Order().calls(url, 1), 1))[0]
 
 
 async def _final(url: str, job_id: str) -> dict[str, Any]:
-    async with load_generator() as session:
+    async with Session() as session:
         return await ended(session, url, job_id)

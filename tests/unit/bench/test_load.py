@@ -7,9 +7,10 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from bench.connections import Session
 from bench.errors import BenchError
 from bench.jobs import Order, ids_of
-from bench.load import Call, burst, load_generator
+from bench.load import Call, burst
 from bench.receiver import receiver
 from stress.background_server import BackgroundServer
 from stress.submit_rate import bare_server
@@ -17,7 +18,7 @@ from stress.submit_rate import bare_server
 
 async def test_a_burst_keeps_the_order_of_its_calls_and_times_each() -> None:
     with bare_server() as url:
-        async with load_generator() as session:
+        async with Session() as session:
             made = await burst(session, Order().calls(url, 20), 4)
 
     assert len(ids_of(made)) == 20
@@ -37,7 +38,7 @@ async def test_no_more_calls_are_made_at_once_than_asked_for() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"{}"})
 
-    async with BackgroundServer(app) as server, load_generator() as session:
+    async with BackgroundServer(app) as server, Session() as session:
         await burst(session, [Call("GET", server.url)] * 12, 3)
 
     assert most == 3
@@ -49,7 +50,7 @@ async def test_one_failed_call_spoils_the_burst() -> None:
         await send({"type": "http.response.start", "status": status, "headers": []})
         await send({"type": "http.response.body", "body": b"try later"})
 
-    async with BackgroundServer(app) as server, load_generator() as session:
+    async with BackgroundServer(app) as server, Session() as session:
         with pytest.raises(BenchError, match="503 try later"):
             await burst(session, [Call("GET", server.url), Call("GET", f"{server.url}/busy")], 2)
 
