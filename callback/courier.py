@@ -109,14 +109,14 @@ class Courier:
 
     # ---- what is begun, and when ----------------------------------------------------------------------------------
 
-    def begin(self, parcel: Parcel) -> None:
-        """Make the reserved first attempt now, beside whatever else is under way.
+    def begin(self, parcel: Parcel, view: JobView) -> None:
+        """Make the reserved first attempt of the job now, beside whatever else is under way.
 
         Once the courier ends it stays reserved: the successor repeats it.
         """
         if self._ending:
             return
-        task = asyncio.get_running_loop().create_task(self._attempt(parcel, self._first))
+        task = asyncio.get_running_loop().create_task(self._attempt(parcel, self._first, view))
         self._under_way.first[parcel.key] = task
         task.add_done_callback(lambda _: self._under_way.first.pop(parcel.key, None))
 
@@ -202,7 +202,7 @@ class Courier:
 
     # ---- one attempt ----------------------------------------------------------------------------------------------
 
-    async def _attempt(self, parcel: Parcel, capacity: Capacity) -> None:
+    async def _attempt(self, parcel: Parcel, capacity: Capacity, view: JobView | None = None) -> None:
         # The bound is for the attempt as a whole, its waiting included: readers wait no longer for its outcome. Half of
         # it is kept for the sending. An attempt whose turn does not come has failed, and is repeated like any other.
         began, deadline = self._clock.now(), self._deadline()
@@ -213,7 +213,7 @@ class Courier:
                 outcome = await self._send(parcel, picture, deadline)
         except NoTurn as error:
             outcome = self._without_turn(parcel, began, error)
-        await self._record(parcel, outcome)
+        await self._record(parcel, outcome, view)
 
     def _without_turn(self, parcel: Parcel, began: float, error: NoTurn) -> Outcome:
         now = self._clock.now()
@@ -258,8 +258,7 @@ class Courier:
     async def _compose(self, parcel: Parcel, picture: Picture | None, deadline: float) -> Message:
         if picture is None:
             return await compose(parcel, None)
-        image = await self._of_store(self._pictures.read, picture, deadline)
-        link = await self._of_store(self._pictures.link, picture, deadline)
+        image, link = await self._of_store(picture, deadline)
         return await compose(replace(parcel, image_url=link) if link is not None else parcel, image)
 
     def _time_left_s(self, parcel: Parcel, deadline: float) -> float:
@@ -272,9 +271,13 @@ class Courier:
             raise _ExpiredError
         return min(left_s, until_expiry_s)
 
-    async def _of_store(self, ask: Callable[[Picture], T], picture: Picture, deadline: float) -> T:
-        """Return what the picture store says of the picture, in time. Raises `_PictureUnreadableError`."""
-        reading = asyncio.get_running_loop().run_in_executor(self._readers, ask, picture)
+    async def _of_store(self, picture: Picture, deadline: float) -> tuple[bytes, str | None]:
+        """Return the picture and the link to it, in time. Raises `_PictureUnreadableError`."""
+
+        def ask() -> tuple[bytes, str | None]:
+            return self._pictures.read(picture), self._pictures.link(picture)
+
+        reading = asyncio.get_running_loop().run_in_executor(self._readers, ask)
         try:
             async with asyncio.timeout_at(deadline):
                 return await reading
@@ -294,11 +297,16 @@ class Courier:
 
     # ---- its outcome ----------------------------------------------------------------------------------------------
 
-    async def _record(self, parcel: Parcel, outcome: Outcome) -> None:
-        """Commit the outcome, however long the store takes to come back, unless another tracker owns it by then."""
+    async def _record(self, parcel: Parcel, outcome: Outcome, ended: JobView | None) -> None:
+        """Commit the outcome, however long the store takes to come back, unless another tracker owns it by then.
+
+        `ended` is the job as it ended; nothing but its delivery changes until that is final.
+        """
 
         def record(tx: sa.Connection) -> JobView | None:
-            delivery_rows.settle(tx, parcel.key, parcel.attempt, outcome)
+            delivery = delivery_rows.settle(tx, parcel.key, parcel.attempt, outcome)
+            if ended is not None and delivery is not None:
+                return replace(ended, delivery=delivery)
             return job_rows.by_key(tx, parcel.key)
 
         def show(view: JobView | None) -> None:

@@ -88,8 +88,12 @@ def create(
         "next_attempt_at": None,
         "reserved_at": None if expired else now,
     }
-    opened: dict[str, Any] = dict(tx.execute(_OPEN, row).mappings().one())
-    return DeliveryView(**opened | {"state": DeliveryState(opened["state"])})
+    return _view(tx.execute(_OPEN, row).mappings().one())
+
+
+def _view(row: sa.RowMapping) -> DeliveryView:
+    values: dict[str, Any] = dict(row)
+    return DeliveryView(**values | {"state": DeliveryState(values["state"])})
 
 
 _PARCEL = sa.select(
@@ -117,7 +121,8 @@ _PARCEL = sa.select(
 ).select_from(deliveries.join(jobs))
 _PARCEL_OF = _PARCEL.where(deliveries.c.key == sa.bindparam("of_key"))
 # Built once: see `job_rows`. The columns to set are those of the parameters.
-_OPEN = sa.insert(deliveries).returning(*(deliveries.c[field.name] for field in fields(DeliveryView)))
+_SHOWN = tuple(deliveries.c[field.name] for field in fields(DeliveryView))
+_OPEN = sa.insert(deliveries).returning(*_SHOWN)
 _SETTLE = (
     sa.update(deliveries)
     .where(
@@ -126,6 +131,7 @@ _SETTLE = (
         deliveries.c.reserved_at.is_not(None),
     )
     .values(first_settled_at=sa.func.coalesce(deliveries.c.first_settled_at, sa.bindparam("settled_at")))
+    .returning(*_SHOWN)
 )
 _NOTE_ATTEMPT = sa.insert(delivery_attempts)
 
@@ -158,8 +164,10 @@ def reserve(tx: sa.Connection, key: str, now: float) -> Parcel | None:
     return parcel(tx, key) if changed.rowcount else None
 
 
-def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> bool:
-    """Record an attempt's outcome; False if it was recorded before, or a later attempt has been reserved since.
+def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> DeliveryView | None:
+    """Record an attempt's outcome and return the delivery as it is now.
+
+    None if the outcome was recorded before, or a later attempt has been reserved since.
 
     A callback that was delivered stays so, with the answer to it, if the expiry ends its redelivery.
     """
@@ -180,8 +188,9 @@ def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> bool:
         "reserved_at": None,
         "final": outcome.retry_at is None,
     }
-    if not tx.execute(_SETTLE, values | shown).rowcount:
-        return False
+    settled = tx.execute(_SETTLE, values | shown).mappings().first()
+    if settled is None:
+        return None
     row = {
         "key": key,
         "attempt": attempt,
@@ -192,7 +201,7 @@ def settle(tx: sa.Connection, key: str, attempt: int, outcome: Outcome) -> bool:
         "error": outcome.error,
     }
     tx.execute(_NOTE_ATTEMPT, row)
-    return True
+    return _view(settled)
 
 
 def _is_delivered(tx: sa.Connection, key: str) -> bool:

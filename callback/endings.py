@@ -21,8 +21,8 @@ _log = get_logger("jobs")
 class Deliveries(Protocol):
     """What a job's life needs of the courier."""
 
-    def begin(self, parcel: Parcel) -> None:
-        """Send the first attempt of a delivery now."""
+    def begin(self, parcel: Parcel, view: JobView) -> None:
+        """Send the first attempt of the job's delivery now."""
         ...
 
     def wake(self) -> None:
@@ -107,7 +107,7 @@ class Endings:
         view = ended.view
         self._board.drop(view)
         if ended.parcel is not None:
-            self._deliveries.begin(ended.parcel)
+            self._deliveries.begin(ended.parcel, view)
         self._metrics.ended(view)
         fields = {"job_id": view.job_id, "key": view.key, "state": view.state, "error_code": view.error_code}
         _log.info("job ended", extra=fields | {"attempt": view.attempt})

@@ -390,8 +390,9 @@ def test_an_expired_delivery_is_final_from_the_beginning(book: Book) -> None:
 def test_an_outcome_is_recorded_once(book: Book) -> None:
     key = book.delivery()
 
-    assert book.do(delivery_rows.settle, key, 1, outcome()) is True
-    assert book.do(delivery_rows.settle, key, 1, outcome(DeliveryState.DELIVERED, None)) is False
+    settled = book.do(delivery_rows.settle, key, 1, outcome())
+    assert settled == book.view(key).delivery
+    assert book.do(delivery_rows.settle, key, 1, outcome(DeliveryState.DELIVERED, None)) is None
 
     delivery = book.view(key).delivery
     assert delivery is not None
@@ -405,8 +406,8 @@ def test_an_outcome_of_an_earlier_attempt_is_not_recorded(book: Book) -> None:
     book.do(delivery_rows.retry_unsettled, [key], NOW)
     book.do(delivery_rows.reserve, key, NOW)
 
-    assert book.do(delivery_rows.settle, key, 1, outcome()) is False
-    assert book.do(delivery_rows.settle, key, 2, outcome()) is True
+    assert book.do(delivery_rows.settle, key, 1, outcome()) is None
+    assert book.do(delivery_rows.settle, key, 2, outcome()) == book.view(key).delivery
 
 
 def test_a_due_delivery_is_reserved_once_with_the_next_number(book: Book) -> None:
