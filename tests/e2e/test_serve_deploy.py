@@ -166,22 +166,15 @@ def test_the_dashboard_shows_the_application_and_a_picture_is_rendered(cluster: 
 
 @pytest.mark.defect("D16")
 def test_two_ingress_replicas_agree_about_ids_and_jobs(service: str) -> None:
-    body = {"prompt": "x", "job_id": "shared-id", "width": 64, "height": 64, "num_inference_steps": 50}
-
-    def submit(_: int) -> httpx.Response:
+    # Seconds of work: an id whose job has ended would be free for another one.
+    body = {"prompt": "x", "job_id": "shared-id", "width": 768, "height": 768, "num_inference_steps": 50}
+    with ExitStack() as opened, ThreadPoolExecutor(16) as threads:
         # A connection of its own each, so that the proxy spreads them over both replicas.
-        return httpx.post(f"{service}/inference", json=body, timeout=30, trust_env=False)
-
-    with ThreadPoolExecutor(16) as threads:
-        answers = list(threads.map(submit, range(16)))
+        clients = [opened.enter_context(httpx.Client(base_url=service, timeout=60, trust_env=False)) for _ in range(16)]
+        answers = list(threads.map(lambda client: client.post("/inference", json=body), clients))
         assert {answer.status_code for answer in answers} == {200}
         assert len({answer.json()["seed"] for answer in answers}) == 1
-        statuses = list(
-            threads.map(
-                lambda _: httpx.get(f"{service}/inference/status/shared-id?wait=30", timeout=60, trust_env=False),
-                range(16),
-            )
-        )
+        statuses = list(threads.map(lambda client: client.get("/inference/status/shared-id?wait=30"), clients))
     assert {status.json()["status"] for status in statuses} == {"completed"}
     assert len({status.json()["sha256"] for status in statuses}) == 1
 
@@ -238,7 +231,8 @@ class Load:
 
     def _submit(self) -> None:
         with httpx.Client(base_url=self._url, timeout=30, trust_env=False) as http:
-            while not self._stop.wait(0.2):
+            # Each job is looked at in the end, which takes longer than rendering it.
+            while not self._stop.wait(0.5):
                 try:
                     answer = http.post("/inference", json=self._body)
                 except httpx.TransportError as error:
