@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -45,7 +44,6 @@ DRAIN_S = 5.0
 """How long a retiring tracker waits for attempts under way; what is cut off is repeated by its successor."""
 PICTURES_READ_AT_ONCE = 16
 
-T = TypeVar("T")
 
 _log = get_logger("courier")
 

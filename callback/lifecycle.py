@@ -1,6 +1,7 @@
 """The life of a job: what each command does to its row, and what memory shows after the commit.
 
-A command is decided inside the transaction, by the row: memory tells which rows to look at, never what may be done.
+A command is decided inside the transaction, by the row: memory tells which rows to look at, never what may be done. (A
+job's end is written by what memory shows, on condition that the row's state, attempt and wish to cancel are the same.)
 """
 
 import asyncio

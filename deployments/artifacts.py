@@ -1,6 +1,6 @@
 """Publication of pictures: visible whole or not at all, and checked whenever they are read.
 
-A key contains the attempt (`ab/<job key>/<attempt>.png`), so two attempts never write to one name.
+A key contains the attempt (`ab/<job key>-<attempt>.png`), so two attempts never write to one name.
 """
 
 import contextlib
@@ -251,4 +251,4 @@ def _delete_file(root: Path, key: str) -> None:
         try:
             folder.rmdir()
         except OSError:
-            return  # not empty: another attempt lies there
+            return  # not empty: other pictures lie there

@@ -107,11 +107,14 @@ class Engine:
             raise self._load_error
         self._watchdog.start()
 
-    def submit(self, request: RenderRequest, on_event: EventSink) -> RenderHandle:
-        """Queue a request; its events go to `on_event`. Raises EngineBusy, EngineUnhealthy."""
+    def submit(self, request: RenderRequest, on_event: EventSink, *, bounded: bool = True) -> RenderHandle:
+        """Queue a request; its events go to `on_event`. Raises EngineBusy, EngineUnhealthy.
+
+        `bounded=False`: the caller bounds how many wait, and the queue's own limit does not count.
+        """
         self.check_health()
         job = RenderJob(request, on_event, self._waiting.withdraw)
-        self._waiting.add(job)
+        self._waiting.add(job, bounded=bounded)
         return job
 
     def check_health(self) -> None:
@@ -248,11 +251,11 @@ class _Waiting:
         self._changed = threading.Condition()
         self._closed = False
 
-    def add(self, job: RenderJob) -> None:
+    def add(self, job: RenderJob, *, bounded: bool) -> None:
         with self._changed:
             if self._closed:
                 raise EngineUnhealthy("The engine is closed.")
-            if len(self._jobs) >= self._limit:
+            if bounded and len(self._jobs) >= self._limit:
                 raise EngineBusy(f"The engine already has {self._limit} jobs waiting; send fewer at a time.")
             self._jobs.append(job)
             self._changed.notify()

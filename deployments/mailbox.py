@@ -44,12 +44,10 @@ class Mailbox:
 
     def put_from_thread(self, number: int, event: RenderEvent | EngineUnhealthy) -> None:
         """Take the next event of a job; the last one is RenderFinished, RenderFailed or EngineUnhealthy."""
-        if isinstance(event, RenderStarted):
-            self._started_at[number] = time.monotonic()
-        elif isinstance(event, RenderFinished) and number in self._started_at:
-            event = replace(event, since_start_s=time.monotonic() - self._started_at[number])
         end = not isinstance(event, RenderStarted | RenderProgress)
         with self._lock:
+            if isinstance(event, RenderStarted):
+                self._started_at[number] = time.monotonic()
             first = not self._events
             events = self._events.setdefault(number, [])
             # Nobody needs to know how far it was before what follows.
@@ -86,9 +84,22 @@ class Mailbox:
             for events in taken.values():
                 if isinstance(events[-1], RenderFinished):
                     del events[:-1]
-        told = [(number, event) for number, events in taken.items() for event in events]
-        lost = next((event for _, event in told if isinstance(event, EngineUnhealthy)), None)
-        return tuple((number, event) for number, event in told if not isinstance(event, EngineUnhealthy)), lost
+        told: list[tuple[int, RenderEvent]] = []
+        lost = None
+        for number, events in taken.items():
+            for event in events:
+                if isinstance(event, EngineUnhealthy):
+                    lost = event
+                else:
+                    told.append((number, self._timed(number, event)))
+        return tuple(told), lost
+
+    def _timed(self, number: int, event: RenderEvent) -> RenderEvent:
+        started_at = self._started_at.get(number)
+        if started_at is None or not isinstance(event, RenderFinished):
+            return event
+        # Now, because it may have waited here.
+        return replace(event, since_start_s=time.monotonic() - started_at)
 
     async def __aiter__(self) -> AsyncIterator[Batch]:
         while True:

@@ -34,7 +34,9 @@ class _Question(NamedTuple):
 
 
 class FreeFirstRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Ray's classes have no types
-    """Sends a job to the replica with the fewest jobs; of several, to the one that was chosen the longest ago.
+    """Sends a call to the replica with the fewest calls; of several, to the one that was chosen the longest ago.
+
+    A call is a job, or several of milliseconds.
 
     Serve's own router compares two replicas at random. With jobs of seconds that leaves devices idle while others have
     two waiting (figures: docs/performance.md). Queues are known from what was sent from here and from what the replicas

@@ -15,10 +15,10 @@ from ray.serve.exceptions import RayServeException
 from deployments.artifacts import ArtifactStore
 from deployments.engine import RenderHandle
 from deployments.engines import create_engine
-from deployments.errors import EngineBusy, EngineUnhealthy
+from deployments.errors import EngineUnhealthy
 from deployments.mailbox import Batch, Mailbox
 from deployments.models import REPLICA_PLACES, ModelDescription, ModelSettings, describe
-from deployments.render import RenderEvent, RenderFailed, RenderRequest
+from deployments.render import RenderEvent, RenderRequest
 from observability.logs import configure, get_logger
 
 _log = get_logger("text_to_image")
@@ -66,18 +66,15 @@ class TextToImage:
         """Render several quick pictures, one after the other; call it as `render`.
 
         Yields their events in batches, each event with the number of its request: RenderStarted and RenderProgress only
-        of what takes longer than quick jobs do. What the replica has no room for gives RenderFailed with code
-        `engine_busy`: another attempt may succeed. `cancel_together` stops single ones. Raises as `render` does.
+        of what takes longer than quick jobs do. `cancel_together` stops single ones. Raises EngineUnhealthy as `render`
+        does. All are taken: Serve bounds the calls, whose jobs are few.
         """
         events = Mailbox(asyncio.get_running_loop(), jobs=len(requests), quick=True)
         jobs: dict[str, RenderHandle] = {}
         with self._ending_with_the_call(jobs.values()):
             for number, request in enumerate(requests):
                 take_event = partial(events.put_from_thread, number)
-                try:
-                    jobs[request.artifact_key] = self._engine.submit(request, take_event)
-                except EngineBusy as error:
-                    take_event(RenderFailed(error.code, str(error)))
+                jobs[request.artifact_key] = self._engine.submit(request, take_event, bounded=False)
             self._together |= jobs
             try:
                 async for batch in events:

@@ -30,7 +30,7 @@ _log = get_logger("dispatcher")
 
 
 class Response(Protocol):
-    """What a replica answers to `render`, as Ray Serve brings it."""
+    """What a replica tells of a job, as Ray Serve or a shipment brings it."""
 
     async def __anext__(self) -> RenderEvent:
         """Return the next event. Raises StopAsyncIteration, and errors of Ray's, Ray Serve's and the replica's."""
@@ -68,8 +68,8 @@ class Attempt:
     """A claimed job on its way through a replica.
 
     `cancelled`: the client wants it to stop. `lost`: the tracker gave the job to another attempt. `abandoned`: this
-    ingress replica is being stopped. `started_at` (wall time) is set when the device has begun. `send` calls a
-    replica's `render`. `quick`: such jobs take milliseconds now, so that their start need not be told.
+    ingress replica is being stopped. `started_at` (wall time) is set when the device has begun. `send` gives a
+    replica the job. `quick`: such jobs take milliseconds now, so that their start need not be told.
     """
 
     def __init__(
@@ -204,9 +204,6 @@ class Attempt:
             case "artifact_unwritable":
                 # Storage comes back: the job goes back to the queue instead of paying for it.
                 self._listener.no_storage(event.error)
-                return self._release(event.error)
-            case "engine_busy":
-                self._listener.no_replica(event.error)
                 return self._release(event.error)
         return self._failure(event.error_code, event.error)
 

@@ -2,7 +2,8 @@
 
 Ray Serve carries and scales, `deployments.routing` balances; this only decides how many jobs are handed over. Claims
 stay a little above what is being rendered: enough that a freed device has its next job at hand (see `Pace`) and the
-autoscaler sees the demand, few enough that queue positions stay true and a cancelled job has not been routed yet.
+autoscaler sees the demand, few enough that queue positions stay true and a cancelled job has not been routed yet. Jobs
+that take milliseconds travel several in a call of Serve's (see `shipments`), which the autoscaler counts as one.
 """
 
 import asyncio
@@ -304,10 +305,12 @@ class _Pause:
         return time.monotonic() < self._until
 
     def longer(self, reason: str) -> None:
-        """Rest for twice as long as the last time."""
+        """Rest for twice as long as the last time. What many jobs meet at once counts once."""
+        self.reason = reason
+        if self.lasts:
+            return
         self._length_s = min(max(SHORTEST_PAUSE_S, 2 * self._length_s), LONGEST_PAUSE_S)
         self._until = time.monotonic() + self._length_s
-        self.reason = reason
 
     def over(self) -> None:
         """It works again."""

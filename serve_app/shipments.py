@@ -2,20 +2,25 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
+from ray.serve.exceptions import RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.mailbox import Batch
 from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderRequest
 from observability.logs import get_logger
+from serve_app.supervision import wait_for_event
 
 STOP_AGAIN_S = 1.0
 """A shipment may not be at its replica yet when one of its jobs is to stop: it is told until the job has ended."""
-STOP_TOLD_S = 5.0
-"""A replica that has not taken the news by then is left alone."""
+STOP_TOLD_S = 1.0
+"""A replica that has not taken the news by then is not waited for."""
+REST_S = 60.0
+"""So long jobs are sent singly after a replica did not know how to take several: one of an earlier release."""
 
 _log = get_logger("shipments")
 
@@ -76,6 +81,7 @@ class Shipments:
         self._devices = devices
         self._together = together
         self._gathered: list[ShippedJob] = []
+        self._rests_until = 0.0
         self._on_their_way: set[asyncio.Task[None]] = set()
 
     def send(self, request: RenderRequest) -> ShippedJob:
@@ -89,11 +95,18 @@ class Shipments:
     def _ship(self) -> None:
         jobs = [job for job in self._gathered if not job.over]
         self._gathered.clear()
-        calls = min(len(jobs), max(self._devices(), -(-len(jobs) // max(1, self._together()))))
+        together = 1 if time.monotonic() < self._rests_until else self._together()
+        calls = min(len(jobs), max(self._devices(), -(-len(jobs) // together)))
         for n in range(calls):
-            task = asyncio.create_task(Shipment(self._handle, jobs[n::calls]).carry())
+            task = asyncio.create_task(self._carry(jobs[n::calls]))
             self._on_their_way.add(task)
             task.add_done_callback(self._on_their_way.discard)
+
+    async def _carry(self, jobs: Sequence[ShippedJob]) -> None:
+        if len(jobs) > 1 and not await Shipment(self._handle, jobs).carry():
+            self._rests_until = time.monotonic() + REST_S
+            _log.info("jobs are sent singly for a while")
+        await asyncio.gather(*(Shipment(self._handle, [job]).carry() for job in jobs if not job.over))
 
     async def close(self) -> None:
         """Follow no call any more, and cancel those that have not ended."""
@@ -103,51 +116,73 @@ class Shipments:
 
 
 class Shipment:
-    """Several jobs in one call."""
+    """The jobs of one call."""
 
     def __init__(self, handle: DeploymentHandle, jobs: Sequence[ShippedJob]) -> None:
         self._handle = handle
         self._jobs = jobs
         self._response: Any = None
+        self._stop = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
         for job in jobs:
             job.shipment = self
 
-    async def carry(self) -> None:
-        """Send them, and hand each its events, to the last one."""
-        error: Exception | None = None
+    async def carry(self) -> bool:
+        """Send them, and hand each its events, to the last one.
+
+        False if nothing came of it because Serve refused a call with several jobs: then they can be sent again.
+        """
+        error: Exception | None = RequestCancelledError("The call was given up.")
+        told = False
         try:
-            self._response = self._handle.render_together.remote(tuple(job.request for job in self._jobs))
-            async for batch in self._response:
+            async for batch in self._call():
+                told = True
                 for number, event in batch:
                     self._jobs[number].tell(event)
+            error = None
         except Exception as caught:  # noqa: BLE001 - each job's attempt decides what it means
             error = caught
         finally:
-            for job in self._jobs:
-                job.give_up(error)
             # Ending the iteration does not end the replica's work.
             self._cancel()
+            refused = isinstance(error, RayServeException) and not isinstance(error, RequestCancelledError)
+            again = refused and not told and len(self._jobs) > 1
+            for job in self._jobs:
+                if not again or job.stopped:
+                    job.give_up(error)
+        return not again
+
+    async def _call(self) -> AsyncIterator[Batch]:
+        if len(self._jobs) > 1:
+            self._response = self._handle.render_together.remote(tuple(job.request for job in self._jobs))
+            async for batch in self._response:
+                yield batch
+        else:
+            self._response = self._handle.render.remote(self._jobs[0].request)
+            async for event in self._response:
+                yield ((0, event),)
 
     def stop_some(self) -> None:
         """Have those of the jobs stopped that say so, soon."""
+        self._stop.set()
         if self._stopping is None or self._stopping.done():
             self._stopping = asyncio.create_task(self._stop_some())
 
     async def _stop_some(self) -> None:
         while stopped := [job for job in self._jobs if job.stopped and not job.over]:
+            self._stop.clear()
             if all(job.stopped or job.over for job in self._jobs):
                 self._cancel()
             else:
-                await self._stop(tuple(job.request.artifact_key for job in stopped))
-            await asyncio.sleep(STOP_AGAIN_S)
+                await self._tell_replicas(tuple(job.request.artifact_key for job in stopped))
+            await wait_for_event(self._stop, STOP_AGAIN_S)
 
-    async def _stop(self, artifact_keys: tuple[str, ...]) -> None:
-        # Which replica has them only Serve knows.
+    async def _tell_replicas(self, artifact_keys: tuple[str, ...]) -> None:
+        # Which of them has the jobs only Serve knows.
         try:
             told = self._handle.broadcast("cancel_together", artifact_keys)
             await told.results_async(timeout_s=STOP_TOLD_S, return_exceptions=True)
-        except (RayError, RayServeException, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever keeps the news from arriving, they are told again
             _log.warning("a job could not be stopped yet", extra={"cause": type(error).__name__})
 
     def _cancel(self) -> None:

@@ -75,11 +75,14 @@ async def test_each_call_is_signed_for_its_body() -> None:
 
 
 async def test_a_connection_that_rested_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "FRESH_S", 0.0)
+    monkeypatch.setattr(connections, "FRESH_S", 3600)
     async with serving(answer_all) as server, Session() as session:
         for _ in range(3):
             await session.call("GET", server.url)
-        assert server.connections == 3
+        assert server.connections == 1
+        monkeypatch.setattr(connections, "FRESH_S", 0.0)
+        await session.call("GET", server.url)
+        assert server.connections == 2
 
 
 @pytest.mark.parametrize(

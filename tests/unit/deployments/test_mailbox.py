@@ -88,6 +88,17 @@ async def test_ends_that_come_soon_after_each_other_are_told_together_without_th
     assert all(isinstance(end, RenderFinished) and end.since_start_s is not None for end in ends)
 
 
+async def test_a_picture_that_waited_to_be_told_began_so_much_earlier() -> None:
+    mail = box(quick=True)
+    mail.put_from_thread(0, STARTED)
+    mail.put_from_thread(0, FINISHED)
+    await asyncio.sleep(0.1)
+    ((batch,),) = [batch async for batch in mail]
+    assert isinstance(batch[1], RenderFinished)
+    assert batch[1].since_start_s is not None
+    assert batch[1].since_start_s >= 0.1
+
+
 async def test_an_end_does_not_wait_for_a_job_that_takes_long() -> None:
     mail = box(jobs=2, quick=True)
     for number, event in ((0, STARTED), (0, FINISHED), (1, STARTED)):
@@ -113,9 +124,10 @@ async def test_what_ended_before_the_device_was_lost_is_told(monkeypatch: pytest
         await asyncio.wait_for(anext(batches), 60)
 
 
-async def test_no_event_is_lost_or_out_of_order_when_threads_race_with_the_reader() -> None:
+@pytest.mark.parametrize("quick", [False, True])
+async def test_no_event_is_lost_or_out_of_order_when_threads_race_with_the_reader(quick: bool) -> None:
     jobs, steps = 8, 200
-    mail = box(jobs=jobs)
+    mail = box(jobs=jobs, quick=quick)
 
     def tell(number: int) -> None:
         mail.put_from_thread(number, STARTED)

@@ -264,7 +264,7 @@ async def test_more_are_claimed_ahead_where_jobs_end_while_others_are_fetched(
     slow = SlowTracker(claims=[claim(f"k{n}") for n in range(60)])
     has_queued = {"has_queued": lambda _: bool(slow.claims)}
     start(FakeHandle(*[[STARTED, FINISHED]] * 60), client=slow, **has_queued, devices=lambda: 1)
-    await until(lambda: len(slow.reports) == 60)
+    await until(lambda: len(slow.reports) == 60, timeout_s=60)
     assert limits[0] == 1
     assert 5 <= max(limits) <= REPLICA_PLACES
 
@@ -329,7 +329,7 @@ async def test_only_quick_jobs_may_come_without_a_start(start: Callable[..., Dis
     handle = FakeHandle(*[[STARTED, FINISHED]] * 60)
     slow = SlowTracker(claims=[claim(f"k{n}") for n in range(60)])
     start(handle, client=slow, has_queued=lambda _: bool(slow.claims))
-    await until(lambda: len(slow.reports) == 60)
+    await until(lambda: len(slow.reports) == 60, timeout_s=60)
     assert all(isinstance(report, Finish) for report in slow.reports)
     allowed = [request.start_may_be_left_out for request in handle.requests]
     assert not allowed[0]
@@ -346,7 +346,7 @@ async def test_quick_jobs_travel_together_but_not_what_comes_again(start: Callab
     slow = SlowTracker(claims=claims)
     handle = FakeHandle(*[[FINISHED]] * 200)
     start(handle, client=slow, has_queued=lambda _: bool(slow.claims))
-    await until(lambda: len(slow.reports) == 200)
+    await until(lambda: len(slow.reports) == 200, timeout_s=60)
     assert all(isinstance(report, Finish) for report in slow.reports)
     together = [request.artifact_key for requests in handle.together for request in requests]
     assert len(together) > 50
@@ -375,13 +375,12 @@ async def test_a_job_that_its_replica_stopped_is_reported_by_who_wanted_it(
         assert not report.blamed
 
 
-async def test_a_job_for_which_a_replica_has_no_room_goes_back_unblamed(
-    tracker: FakeTracker, start: Callable[..., Dispatcher]
+async def test_what_many_jobs_meet_at_once_counts_once(
+    tracker: FakeTracker, start: Callable[..., Dispatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracker.claims = [claim()]
-    dispatcher = start(FakeHandle([RenderFailed("engine_busy", "The engine already has 8 jobs waiting.")]))
-    await until(lambda: bool(tracker.reports))
-    (report,) = tracker.reports
-    assert isinstance(report, Release)
-    assert not report.blamed
-    assert dispatcher.trouble is not None
+    monkeypatch.setattr(module, "SHORTEST_PAUSE_S", 10.0)
+    tracker.claims = [claim(f"k{n}") for n in range(6)]
+    gone = DeploymentUnavailableError("no replicas")
+    dispatcher = start(FakeHandle(*[[gone]] * 6), devices=lambda: 6)
+    await until(lambda: len(tracker.reports) == 6)
+    assert dispatcher._replicas._length_s == 10.0

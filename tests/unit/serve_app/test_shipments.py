@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from fakes import FINISHED, STARTED, until
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import RequestCancelledError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException, RequestCancelledError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.mailbox import Batch
@@ -44,12 +44,41 @@ class Call:
         self.end(RequestCancelledError("cancelled"))
 
 
+class Single:
+    """A call with one job."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+
+    async def __aiter__(self) -> AsyncIterator[RenderEvent]:
+        async for batch in self.call:
+            for _, event in batch:
+                yield event
+
+    def cancel(self) -> None:
+        self.call.cancel()
+
+
+class Render:
+    """The method for one job."""
+
+    def __init__(self, handle: "Handle") -> None:
+        self._handle = handle
+
+    def remote(self, request: RenderRequest) -> Single:
+        return Single(self._handle.remote((request,)))
+
+
 class Handle:
     """A deployment handle that notes what is asked of it."""
 
     def __init__(self) -> None:
         self.calls: list[Call] = []
         self.broadcasts: list[tuple[str, tuple[str, ...]]] = []
+
+    @property
+    def render(self) -> Render:
+        return Render(self)
 
     @property
     def render_together(self) -> "Handle":
@@ -130,6 +159,36 @@ async def test_a_lost_replica_ends_those_that_have_no_end(handle: Handle) -> Non
     with pytest.raises(RayActorError):
         await rest(two)
     await until(lambda: handle.calls[0].cancels == 1)
+
+
+async def test_jobs_that_a_replica_cannot_take_together_are_sent_singly_and_so_are_the_next_ones(
+    handle: Handle,
+) -> None:
+    sent = shipments(handle)
+    jobs = send(sent, 3)
+    await until(lambda: len(handle.calls) == 1)
+    jobs[2].cancel()
+    handle.calls[0].end(RayServeException("Tried to call a method that does not exist."))
+    await until(lambda: len(handle.calls) == 3)
+    for call in handle.calls[1:]:
+        call.tell((0, FINISHED))
+        call.end()
+    assert [await rest(job) for job in jobs[:2]] == [[FINISHED], [FINISHED]]
+    with pytest.raises(RayServeException):
+        await rest(jobs[2])
+    send(sent, 4)
+    await until(lambda: len(handle.calls) == 7)
+    assert [len(call.keys) for call in handle.calls] == [3, 1, 1, 1, 1, 1, 1]
+    await sent.close()
+
+
+async def test_a_refusal_of_a_single_job_is_its_own(handle: Handle) -> None:
+    (job,) = send(shipments(handle), 1)
+    await until(lambda: bool(handle.calls))
+    handle.calls[0].end(DeploymentUnavailableError("no replicas"))
+    with pytest.raises(RayServeException):
+        await rest(job)
+    assert len(handle.calls) == 1
 
 
 async def test_a_call_that_ends_too_early_ends_the_iteration(handle: Handle) -> None:
