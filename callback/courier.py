@@ -84,7 +84,8 @@ class Courier:
         self._policy = EgressPolicy(
             allow_loopback=config.callback_allow_loopback, allowed_networks=config.callback_allowed_networks
         )
-        self._sender = Sender(signer)
+        self._signer = signer
+        self._sender = Sender()
         self._metrics = DeliveryMetrics()
         # A picture store that hangs must not take the threads that others need.
         self._readers = ThreadPoolExecutor(PICTURES_READ_AT_ONCE, thread_name_prefix="courier-pictures")
@@ -250,14 +251,30 @@ class Courier:
         target = await self._policy.check(parcel.url)
         message = await self._compose(parcel, picture, deadline)
         # Names and pictures may have taken long: the expiry counts at the moment of sending.
-        timeout_s = self._time_left_s(parcel, deadline)
-        return await self._sender.post(parcel, message, target, sent_at=self._clock.now(), timeout_s=timeout_s)
+        return await self._sender.post(message, target, timeout_s=self._time_left_s(parcel, deadline))
 
     async def _compose(self, parcel: Parcel, picture: Picture | None, deadline: float) -> Message:
+        """Return what is to be sent, in time. Raises `_PictureUnreadableError`."""
         if picture is None:
-            return await compose(parcel, None)
-        image, link = await self._of_store(picture, deadline)
-        return await compose(replace(parcel, image_url=link) if link is not None else parcel, image)
+            return compose(parcel, None, self._signer, self._clock.now())
+        # Reading, hashing and signing in one trip to a thread: a trip costs as much as they do.
+        composing = asyncio.get_running_loop().run_in_executor(self._readers, self._with_picture, parcel, picture)
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await composing
+        except TimeoutError:
+            raise _PictureUnreadableError("its store did not answer in time") from None
+
+    def _with_picture(self, parcel: Parcel, picture: Picture) -> Message:
+        try:
+            image, link = self._pictures.read(picture), self._pictures.link(picture)
+        except OSError as error:
+            # The system's own text names paths.
+            raise _PictureUnreadableError(f"its store fails ({type(error).__name__})") from error
+        except Exception as error:
+            raise _PictureUnreadableError(str(error)) from error
+        linked = replace(parcel, image_url=link) if link is not None else parcel
+        return compose(linked, image, self._signer, self._clock.now())
 
     def _time_left_s(self, parcel: Parcel, deadline: float) -> float:
         """Return how long the attempt may still take. Raises `_ExpiredError` once the expiry has come."""
@@ -268,24 +285,6 @@ class Courier:
         if until_expiry_s <= 0:
             raise _ExpiredError
         return min(left_s, until_expiry_s)
-
-    async def _of_store(self, picture: Picture, deadline: float) -> tuple[bytes, str | None]:
-        """Return the picture and the link to it, in time. Raises `_PictureUnreadableError`."""
-
-        def ask() -> tuple[bytes, str | None]:
-            return self._pictures.read(picture), self._pictures.link(picture)
-
-        reading = asyncio.get_running_loop().run_in_executor(self._readers, ask)
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await reading
-        except TimeoutError:
-            raise _PictureUnreadableError("its store did not answer in time") from None
-        except OSError as error:
-            # The system's own text names paths.
-            raise _PictureUnreadableError(f"its store fails ({type(error).__name__})") from error
-        except Exception as error:
-            raise _PictureUnreadableError(str(error)) from error
 
     def _failure(
         self, parcel: Parcel, attempted_at: float, sentence: str, state: DeliveryState = DeliveryState.FAILED

@@ -4,12 +4,13 @@ import asyncio
 import io
 import ssl
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Self
 
 import aiohttp
+import httpx
 from yarl import URL
 
 from callback.clock import iso
@@ -19,8 +20,6 @@ from callback.signing import Signer
 
 PREVIEW_CHARS = 500
 """How much of an answer's body is kept; no more than that is read."""
-SIGNED_AT_ONCE_BYTES = 64 * 1024
-"""A larger body is hashed beside the event loop."""
 CONNECT_TIMEOUT_S = 5.0
 PREVIEW_TIMEOUT_S = 2.0
 """How long the body of an answer is waited for: its status, which is what counts, has come."""
@@ -47,16 +46,22 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """The body of a callback, byte for byte as it is sent and signed."""
+    """A callback as it is sent: the body byte for byte as it is signed, and what goes before it."""
 
-    content_type: str
-    body: bytes
+    headers: dict[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+    sent_at: float
 
 
-async def compose(parcel: Parcel, image: bytes | None) -> Message:
-    """Write the multipart body, with the picture if there is one."""
-    form = _form(parcel, image)()
-    return Message(form.headers["Content-Type"], await form.as_bytes())
+def compose(parcel: Parcel, image: bytes | None, signer: Signer, sent_at: float) -> Message:
+    """Write the multipart body, with the picture if there is one, and sign it as of `sent_at`.
+
+    It takes some milliseconds a megabyte: with a picture call it beside the event loop.
+    """
+    content_type, body = _form(parcel, image)
+    signature = signer.sign(parcel.webhook_id, int(sent_at), body, parcel.signing_secret)
+    headers = _headers(parcel, sent_at) | {"Content-Type": content_type, "webhook-signature": signature}
+    return Message(headers, body, sent_at)
 
 
 class NoReply(Exception):
@@ -70,8 +75,7 @@ class _NotConnectedError(NoReply):
 class Sender:
     """Posts callbacks. Proxies of the environment and redirects are not used; answers are read up to a limit."""
 
-    def __init__(self, signer: Signer, tls: ssl.SSLContext | None = None) -> None:
-        self._signer = signer
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         # The courier bounds how many attempts run, by receiver too; a second bound here would only hide waits from it.
         connector = aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False, ssl=tls or True)
         self._session = aiohttp.ClientSession(
@@ -86,34 +90,20 @@ class Sender:
     ) -> None:
         await self.close()
 
-    async def post(
-        self, parcel: Parcel, message: Message, target: Target, *, sent_at: float, timeout_s: float
-    ) -> Reply:
+    async def post(self, message: Message, target: Target, *, timeout_s: float) -> Reply:
         """Send the callback to one of the target's addresses and return the answer, all within `timeout_s`.
 
         The next address is tried only if no connection to the one before came about. Raises `NoReply`.
         """
         deadline = asyncio.get_running_loop().time() + timeout_s
-        headers = _headers(parcel, sent_at) | {
-            "Content-Type": message.content_type,
-            "webhook-signature": await self._sign(parcel, sent_at, message.body),
-        }
         for address in target.addresses[:-1]:
             try:
-                return await self._post_to(address, headers, message.body, target.url, sent_at, deadline)
+                return await self._post_to(address, message, target.url, deadline)
             except _NotConnectedError:
                 continue
-        return await self._post_to(target.addresses[-1], headers, message.body, target.url, sent_at, deadline)
+        return await self._post_to(target.addresses[-1], message, target.url, deadline)
 
-    async def _sign(self, parcel: Parcel, sent_at: float, body: bytes) -> str:
-        asked = (parcel.webhook_id, int(sent_at), body, parcel.signing_secret)
-        if len(body) < SIGNED_AT_ONCE_BYTES:
-            return self._signer.sign(*asked)
-        return await asyncio.to_thread(self._signer.sign, *asked)
-
-    async def _post_to(
-        self, address: str, headers: dict[str, str], body: bytes, url: URL, sent_at: float, deadline: float
-    ) -> Reply:
+    async def _post_to(self, address: str, message: Message, url: URL, deadline: float) -> Reply:
         timeout_s = deadline - asyncio.get_running_loop().time()
         if timeout_s <= 0:  # To the HTTP client 0 would mean for ever.
             raise NoReply("The time for this attempt was over before anything could be sent.")
@@ -121,13 +111,13 @@ class Sender:
         try:
             async with self._session.post(
                 url.with_host(address),
-                data=io.BytesIO(body),
-                headers=headers | {"Host": _authority(url)},
+                data=io.BytesIO(message.body),
+                headers=message.headers | {"Host": _authority(url)},
                 allow_redirects=False,
                 timeout=timeout,
                 server_hostname=url.raw_host if url.scheme == "https" else None,
             ) as response:
-                retry_after_s = _retry_after(response.headers.get("Retry-After"), sent_at)
+                retry_after_s = _retry_after(response.headers.get("Retry-After"), message.sent_at)
                 return Reply(response.status, await _preview(response.content), retry_after_s)
         except aiohttp.ConnectionTimeoutError:
             raise _NotConnectedError("The receiver could not be reached (no connection in time).") from None
@@ -143,17 +133,20 @@ class Sender:
         await self._session.close()
 
 
-def _form(parcel: Parcel, image: bytes | None) -> aiohttp.FormData:
-    form = aiohttp.FormData(default_to_multipart=True)
-    form.add_field("job_id", parcel.job_id)
-    form.add_field("status", parcel.payload_status)
-    form.add_field("completed_at", iso(parcel.finished_at))
+def _form(parcel: Parcel, image: bytes | None) -> tuple[str, bytes]:
+    """Return the body and its content type. (httpx only writes it: in half the time that aiohttp takes for it.)"""
+    parts: list[tuple[str, tuple[str | None, str | bytes, str | None]]] = [
+        ("job_id", (None, parcel.job_id, None)),
+        ("status", (None, parcel.payload_status, None)),
+        ("completed_at", (None, iso(parcel.finished_at), None)),
+    ]
     if parcel.error is not None:
-        form.add_field("error", parcel.error)
+        parts.append(("error", (None, parcel.error, None)))
     if image is not None:
-        form.add_field("image", io.BytesIO(image), filename=f"{parcel.job_id}.png", content_type="image/png")
-        form.add_field("image_url", parcel.image_url or "")
-    return form
+        parts.append(("image", (f"{parcel.job_id}.png", image, "image/png")))
+        parts.append(("image_url", (None, parcel.image_url or "", None)))
+    request = httpx.Request("POST", "http://receiver", files=parts)
+    return request.headers["Content-Type"], request.read()
 
 
 def _headers(parcel: Parcel, sent_at: float) -> dict[str, str]:

@@ -1,7 +1,6 @@
 """Where callbacks may go. Nothing here is resolved over a network: the resolver is the test's own."""
 
 import asyncio
-import base64
 import ipaddress
 import socket
 import ssl
@@ -19,16 +18,13 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from yarl import URL
 
-from callback.delivery_rows import Parcel
 from callback.egress import LOOKUPS_OF_ONE_HOST, EgressPolicy, Target, receiver_of, system_resolver
 from callback.errors import EgressRefused
 from callback.sender import Message, NoReply, Reply, Sender
-from callback.signing import Signer
 from tests.unit.callback.raw_receiver import raw_receiver
 from tests.unit.callback.tracker_kit import BOUND_S
 
-SIGNER = Signer("whsk_" + base64.b64encode(bytes(32)).decode())
-MESSAGE = Message("text/plain", b"It broke.")
+MESSAGE = Message({"Content-Type": "text/plain"}, b"It broke.", sent_at=1_900_000_000.0)
 PUBLIC = "93.184.215.14"
 
 
@@ -389,35 +385,9 @@ def test_two_receivers_have_two_names(one: str, other: str) -> None:
 # ---- the checked address is what is connected to ---------------------------------------------------------------------
 
 
-def parcel(url: str) -> Parcel:
-    return Parcel(
-        key="key",
-        owner="anyone",
-        job_id="job-1",
-        webhook_id="msg_key",
-        receiver=receiver_of(url),
-        attempt=1,
-        attempts_before=0,
-        url=url,
-        secret=None,
-        signing_secret=None,
-        image_url=None,
-        expiry=None,
-        give_up_at=1e12,
-        payload_status="failed",
-        finished_at=1_900_000_000.0,
-        error="It broke.",
-        picture_key=None,
-        picture_sha256=None,
-        picture_size_bytes=None,
-        picture_width=None,
-        picture_height=None,
-    )
-
-
 async def post(target: Target, tls: ssl.SSLContext | None = None) -> Reply:
-    async with Sender(SIGNER, tls) as sender:
-        return await sender.post(parcel(str(target.url)), MESSAGE, target, sent_at=1_900_000_000.0, timeout_s=10)
+    async with Sender(tls) as sender:
+        return await sender.post(MESSAGE, target, timeout_s=10)
 
 
 async def test_the_checked_address_is_connected_to_and_the_host_keeps_its_name() -> None:
@@ -445,10 +415,10 @@ async def test_the_next_address_is_tried_when_the_first_does_not_answer() -> Non
 
 
 async def test_nothing_is_sent_when_the_time_is_over() -> None:
-    async with raw_receiver() as receiver, Sender(SIGNER) as sender:
+    async with raw_receiver() as receiver, Sender() as sender:
         target = Target(URL(receiver.url), ("127.0.0.1",))
         with pytest.raises(NoReply, match="time for this attempt was over"):
-            await sender.post(parcel(receiver.url), MESSAGE, target, sent_at=1_900_000_000.0, timeout_s=0)
+            await sender.post(MESSAGE, target, timeout_s=0)
 
     assert receiver.connections == 0
 
