@@ -51,6 +51,19 @@ def calling(service: Service, scope: Scope) -> Callable[..., Awaitable[Caller]]:
     return anybody if keys is None else known
 
 
+def plain_calling(service: Service, scope: Scope) -> Callable[[Request], Awaitable[Caller]]:
+    """Return what `calling` returns as a function of the request, which must have no query."""
+    caller = calling(service, scope)
+
+    async def anybody(_: Request) -> Caller:
+        return await caller()
+
+    async def known(request: Request) -> Caller:
+        return await caller(request, await _BEARER(request))
+
+    return anybody if service.keys is None else known
+
+
 async def _signer(service: Service, keys: KeyRing, hotkey: str, request: Request) -> Client:
     """Return the client whose signed request this is. Raises `Refused`, and what the tracker raises."""
     try:

@@ -1,18 +1,21 @@
 """The routes of the async inference protocol: submit, poll, fetch, cancel, redeliver."""
 
+import re
 import time
 from typing import Annotated
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import TypeAdapter
 
 from callback.errors import JobNotFound
 from callback.records import JobView
 from serve_app.access.clients import Scope
 from serve_app.api.caller import Caller, show
 from serve_app.api.errors import Refused, documented
-from serve_app.api.identification import calling
+from serve_app.api.identification import calling, plain_calling
 from serve_app.api.pictures import PICTURE_ANSWERS, picture
+from serve_app.api.shortcut import Shortcut, with_shortcut
 from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer
 from serve_app.service import Service
 from serve_app.submission import new_job
@@ -20,6 +23,8 @@ from serve_app.submission import new_job
 MAX_WAIT_S = 60.0
 """Longest long poll: below what proxies on the way usually allow."""
 JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="The job's id.")]
+_JOB_ID = re.compile(JOB_ID_PATTERN)
+_JOB_STATUS = TypeAdapter(JobStatus)
 
 
 def router(service: Service) -> APIRouter:
@@ -53,7 +58,6 @@ def router(service: Service) -> APIRouter:
             warnings=shown.warnings,
         )
 
-    @routes.get("/inference/status/{job_id}", responses=documented(401, 403, 404, 422, 429, 503))
     async def status(
         caller: Annotated[Caller, may_read],
         job_id: JobId,
@@ -64,6 +68,13 @@ def router(service: Service) -> APIRouter:
         if wait > 0 and not view.settled(time.time()):
             view = await service.long_poll(view, wait)
         return show(service, caller, view)
+
+    routes.add_api_route(
+        "/inference/status/{job_id}",
+        status,
+        responses=documented(401, 403, 404, 422, 429, 503),
+        route_class_override=with_shortcut(_plain_status(service)),
+    )
 
     @routes.get("/inference/result/{job_id}", response_class=Response, responses=PICTURE_ANSWERS)
     async def result(caller: Annotated[Caller, may_read], job_id: JobId, request: Request) -> Response:
@@ -88,6 +99,21 @@ def router(service: Service) -> APIRouter:
         return show(service, caller, await service.client.redeliver(caller.owner, job_id, uuid4().hex))
 
     return routes
+
+
+def _plain_status(service: Service) -> Shortcut:
+    """Return what answers a poll that has nothing but a job id."""
+    calling_client = plain_calling(service, Scope.READ)
+
+    async def plain_status(request: Request) -> Response | None:
+        job_id = request.path_params["job_id"]
+        if request.scope["query_string"] or not _JOB_ID.fullmatch(job_id):
+            return None
+        caller = await calling_client(request)
+        shown = show(service, caller, await _find(service, caller, job_id))
+        return Response(_JOB_STATUS.dump_json(shown), media_type="application/json")
+
+    return plain_status
 
 
 async def _find(service: Service, caller: Caller, job_id: str) -> JobView:

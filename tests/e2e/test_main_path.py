@@ -96,6 +96,20 @@ def test_a_status_has_every_field_of_the_protocol(http: httpx.Client, receiver: 
     assert entry.webhook_id == callback["webhook_id"]
 
 
+@pytest.mark.parametrize("job_id", ["polled.1", "nobodys", ".bad", "bad%20id", "bad%0A"])
+def test_a_poll_is_answered_alike_with_a_query_and_without(http: httpx.Client, job_id: str) -> None:
+    body = {"prompt": "x", "seed": 1, "model": "simulated", "width": 64, "height": 64, "job_id": "polled.1"}
+    http.post("/inference", json=body)
+    http.get("/inference/status/polled.1", params={"wait": 20})
+
+    # What has no query takes a shorter way.
+    plain, asking = (http.get(f"/inference/status/{job_id}{query}") for query in ("", "?wait=0"))
+
+    assert (plain.status_code, plain.content) == (asking.status_code, asking.content)
+    assert plain.status_code == {"polled.1": 200, "nobodys": 404}.get(job_id, 422)
+    assert plain.headers["Content-Type"] == asking.headers["Content-Type"]
+
+
 def test_a_download_is_an_attachment_with_a_tag_that_spares_a_second_one(
     client: DarkroomClient, http: httpx.Client
 ) -> None:
