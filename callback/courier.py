@@ -44,7 +44,6 @@ DRAIN_S = 5.0
 """How long a retiring tracker waits for attempts under way; what is cut off is repeated by its successor."""
 PICTURES_READ_AT_ONCE = 16
 
-
 _log = get_logger("courier")
 
 

@@ -23,6 +23,7 @@ PREVIEW_CHARS = 500
 CONNECT_TIMEOUT_S = 5.0
 PREVIEW_TIMEOUT_S = 2.0
 """How long the body of an answer is waited for: its status, which is what counts, has come."""
+_TEXT = "text/plain; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +136,16 @@ class Sender:
 
 def _form(parcel: Parcel, image: bytes | None) -> tuple[str, bytes]:
     """Return the body and its content type. (httpx only writes it: in half the time that aiohttp takes for it.)"""
-    parts: list[tuple[str, tuple[str | None, str | bytes, str | None]]] = [
-        ("job_id", (None, parcel.job_id, None)),
-        ("status", (None, parcel.payload_status, None)),
-        ("completed_at", (None, iso(parcel.finished_at), None)),
+    parts: list[tuple[str, tuple[str | None, str | bytes, str]]] = [
+        ("job_id", (None, parcel.job_id, _TEXT)),
+        ("status", (None, parcel.payload_status, _TEXT)),
+        ("completed_at", (None, iso(parcel.finished_at), _TEXT)),
     ]
     if parcel.error is not None:
-        parts.append(("error", (None, parcel.error, None)))
+        parts.append(("error", (None, parcel.error, _TEXT)))
     if image is not None:
         parts.append(("image", (f"{parcel.job_id}.png", image, "image/png")))
-        parts.append(("image_url", (None, parcel.image_url or "", None)))
+        parts.append(("image_url", (None, parcel.image_url or "", _TEXT)))
     request = httpx.Request("POST", "http://receiver", files=parts)
     return request.headers["Content-Type"], request.read()
 

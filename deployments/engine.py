@@ -110,7 +110,7 @@ class Engine:
     def submit(self, request: RenderRequest, on_event: EventSink, *, bounded: bool = True) -> RenderHandle:
         """Queue a request; its events go to `on_event`. Raises EngineBusy, EngineUnhealthy.
 
-        `bounded=False`: the caller bounds how many wait, and the queue's own limit does not count.
+        `bounded=False`: the caller bounds how many wait; it counts for no limit.
         """
         self.check_health()
         job = RenderJob(request, on_event, self._waiting.withdraw)
@@ -248,6 +248,7 @@ class _Waiting:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._jobs: deque[RenderJob] = deque()
+        self._counted: set[RenderJob] = set()
         self._changed = threading.Condition()
         self._closed = False
 
@@ -255,15 +256,21 @@ class _Waiting:
         with self._changed:
             if self._closed:
                 raise EngineUnhealthy("The engine is closed.")
-            if bounded and len(self._jobs) >= self._limit:
-                raise EngineBusy(f"The engine already has {self._limit} jobs waiting; send fewer at a time.")
+            if bounded:
+                if len(self._counted) >= self._limit:
+                    raise EngineBusy(f"The engine already has {self._limit} jobs waiting; send fewer at a time.")
+                self._counted.add(job)
             self._jobs.append(job)
             self._changed.notify()
 
     def take(self) -> RenderJob | None:
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed)
-            return self._jobs.popleft() if self._jobs else None
+            if not self._jobs:
+                return None
+            job = self._jobs.popleft()
+            self._counted.discard(job)
+            return job
 
     def withdraw(self, job: RenderJob) -> bool:
         with self._changed:
@@ -271,6 +278,7 @@ class _Waiting:
                 self._jobs.remove(job)
             except ValueError:
                 return False
+            self._counted.discard(job)
             return True
 
     def close(self) -> list[RenderJob]:
@@ -278,6 +286,7 @@ class _Waiting:
             self._closed = True
             left = list(self._jobs)
             self._jobs.clear()
+            self._counted.clear()
             self._changed.notify_all()
             return left
 

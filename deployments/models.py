@@ -63,7 +63,7 @@ class ModelSettings(_Settings):
     default_guidance: Annotated[float, Field(ge=0, le=20)] | None = None
     adapters: AdapterSettings = AdapterSettings()
     threads: int = Field(2, ge=1, le=256, description="CPU threads of torch; part of what `exact` means")
-    queue_size: int = Field(REPLICA_PLACES, ge=1, description="jobs that wait inside one engine")
+    queue_size: int = Field(REPLICA_PLACES, ge=1, description="jobs, sent singly, that wait inside one engine")
     step_timeout_s: float = Field(
         120.0, gt=0, description="a stage or step that takes longer means a hung device: the process is replaced"
     )

@@ -2,12 +2,18 @@
 
 import asyncio
 import contextlib
+import itertools
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException, RequestCancelledError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
 from ray.serve.handle import DeploymentHandle
 
 from deployments.mailbox import Batch
@@ -20,7 +26,15 @@ STOP_AGAIN_S = 1.0
 STOP_TOLD_S = 1.0
 """A replica that has not taken the news by then is not waited for."""
 REST_S = 60.0
-"""So long jobs are sent singly after a replica did not know how to take several: one of an earlier release."""
+"""So long jobs are sent singly after Serve refused a call with several: a replica of an earlier release takes none."""
+
+_SAYS_NOTHING_OF_SEVERAL = (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
+"""Refusals that single jobs would meet as well."""
 
 _log = get_logger("shipments")
 
@@ -82,7 +96,7 @@ class Shipments:
         self._together = together
         self._gathered: list[ShippedJob] = []
         self._rests_until = 0.0
-        self._on_their_way: set[asyncio.Task[None]] = set()
+        self._on_their_way: dict[asyncio.Task[None], Sequence[ShippedJob]] = {}
 
     def send(self, request: RenderRequest) -> ShippedJob:
         """Send a job with the others of this moment."""
@@ -99,10 +113,11 @@ class Shipments:
         calls = min(len(jobs), max(self._devices(), -(-len(jobs) // together)))
         for n in range(calls):
             task = asyncio.create_task(self._carry(jobs[n::calls]))
-            self._on_their_way.add(task)
-            task.add_done_callback(self._on_their_way.discard)
+            self._on_their_way[task] = jobs[n::calls]
+            task.add_done_callback(self._on_their_way.pop)
 
     async def _carry(self, jobs: Sequence[ShippedJob]) -> None:
+        jobs = [job for job in jobs if not job.over]
         if len(jobs) > 1 and not await Shipment(self._handle, jobs).carry():
             self._rests_until = time.monotonic() + REST_S
             _log.info("jobs are sent singly for a while")
@@ -110,9 +125,13 @@ class Shipments:
 
     async def close(self) -> None:
         """Follow no call any more, and cancel those that have not ended."""
-        for task in (left := tuple(self._on_their_way)):
+        left = dict(self._on_their_way)
+        for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
+        # A task that had not begun yet has told nobody.
+        for job in itertools.chain.from_iterable(left.values()):
+            job.give_up(_given_up())
 
 
 class Shipment:
@@ -132,7 +151,7 @@ class Shipment:
 
         False if nothing came of it because Serve refused a call with several jobs: then they can be sent again.
         """
-        error: Exception | None = RequestCancelledError("The call was given up.")
+        error: Exception | None = _given_up()
         told = False
         try:
             async for batch in self._call():
@@ -143,16 +162,18 @@ class Shipment:
         except Exception as caught:  # noqa: BLE001 - each job's attempt decides what it means
             error = caught
         finally:
-            # Ending the iteration does not end the replica's work.
-            self._cancel()
-            refused = isinstance(error, RayServeException) and not isinstance(error, RequestCancelledError)
+            refused = isinstance(error, RayServeException) and not isinstance(error, _SAYS_NOTHING_OF_SEVERAL)
             again = refused and not told and len(self._jobs) > 1
             for job in self._jobs:
                 if not again or job.stopped:
                     job.give_up(error)
+            # Ending the iteration does not end the replica's work.
+            self._cancel()
         return not again
 
     async def _call(self) -> AsyncIterator[Batch]:
+        if all(job.stopped for job in self._jobs):
+            raise _given_up()
         if len(self._jobs) > 1:
             self._response = self._handle.render_together.remote(tuple(job.request for job in self._jobs))
             async for batch in self._response:
@@ -188,5 +209,9 @@ class Shipment:
     def _cancel(self) -> None:
         if self._response is not None:
             # A response that could never be routed raises here what its iteration raises as well.
-            with contextlib.suppress(RayError, RayServeException, asyncio.CancelledError):
+            with contextlib.suppress(Exception, asyncio.CancelledError):
                 self._response.cancel()
+
+
+def _given_up() -> RequestCancelledError:
+    return RequestCancelledError("The call was given up.")

@@ -1,11 +1,12 @@
 """Routes that answer their plainest requests before FastAPI looks for everything else that they may say."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 Shortcut = Callable[[Request], Awaitable[Response | None]]
 
 
@@ -17,11 +18,12 @@ def with_shortcut(shortcut: Shortcut) -> type[APIRoute]:
     """
 
     class RouteWithShortcut(APIRoute):
-        def get_route_handler(self) -> Handler:  # type: ignore[override]  # FastAPI says Coroutine
+        def get_route_handler(self) -> Handler:
             general = super().get_route_handler()
 
             async def handle(request: Request) -> Response:
-                return await shortcut(request) or await general(request)
+                answer = await shortcut(request)
+                return await general(request) if answer is None else answer
 
             return handle
 

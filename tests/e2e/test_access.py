@@ -195,6 +195,9 @@ def test_a_signed_request_is_its_clients_and_counts_once_at_all_ingress_replicas
         assert {answer.json()["error_code"] for answer in answers[1:]} == {"request_replayed"}
         status = http.get("/inference/status/signed-for?wait=25", headers=signed(ANNA, us, digest_of=b"{}"))
         assert status.json()["status"] == "completed"
+        poll = signed(ANNA, us)
+        polls = [http.get("/inference/status/signed-for", headers=poll) for _ in range(2)]
+        assert [answer.status_code for answer in polls] == [200, 401]
         assert http.get("/jobs", headers={"Authorization": f"Bearer {KEYS['anna']}"}).json()["inference_jobs"]
 
         stranger = http.get("/jobs", headers=signed(STRANGER, us))

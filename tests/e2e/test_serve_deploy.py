@@ -170,11 +170,11 @@ def test_two_ingress_replicas_agree_about_ids_and_jobs(service: str) -> None:
     body = {"prompt": "x", "job_id": "shared-id", "width": 768, "height": 768, "num_inference_steps": 50}
     with ExitStack() as opened, ThreadPoolExecutor(16) as threads:
         # A connection of its own each, so that the proxy spreads them over both replicas.
-        clients = [opened.enter_context(httpx.Client(base_url=service, timeout=60, trust_env=False)) for _ in range(16)]
+        clients = [opened.enter_context(httpx.Client(base_url=service, timeout=90, trust_env=False)) for _ in range(16)]
         answers = list(threads.map(lambda client: client.post("/inference", json=body), clients))
         assert {answer.status_code for answer in answers} == {200}
         assert len({answer.json()["seed"] for answer in answers}) == 1
-        statuses = list(threads.map(lambda client: client.get("/inference/status/shared-id?wait=30"), clients))
+        statuses = list(threads.map(lambda client: client.get("/inference/status/shared-id?wait=60"), clients))
     assert {status.json()["status"] for status in statuses} == {"completed"}
     assert len({status.json()["sha256"] for status in statuses}) == 1
 

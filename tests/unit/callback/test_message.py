@@ -57,6 +57,8 @@ def test_a_failure_is_a_form_without_a_picture(error: str) -> None:
 
     assert list(parts) == ["job_id", "status", "completed_at", "error"]
     assert [text_of(parts[name]) for name in ("job_id", "status", "error")] == ["job-1", "failed", error]
+    assert {part.get_content_type() for part in parts.values()} == {"text/plain"}
+    assert {part.get_content_charset() for part in parts.values()} == {"utf-8"}
 
 
 def test_a_picture_is_a_file_with_its_address_beside_it() -> None:
@@ -68,3 +70,13 @@ def test_a_picture_is_a_file_with_its_address_beside_it() -> None:
     assert parts["image"].get_payload(decode=True) == image
     assert (parts["image"].get_filename(), parts["image"].get_content_type()) == ("job-1.png", "image/png")
     assert text_of(parts["image_url"]) == COMPLETED.image_url
+
+
+def test_what_goes_before_the_body_names_the_attempt_and_its_secret_which_no_log_gets() -> None:
+    message = compose(replace(FAILED, secret="s3cret"), None, SIGNER, SENT_AT)
+
+    assert message.headers["X-Callback-Secret"] == "s3cret"
+    assert "s3cret" not in repr(message)
+    assert (message.headers["webhook-id"], message.headers["webhook-attempt"]) == ("msg_key", "2")
+    assert message.headers["webhook-timestamp"] == str(int(SENT_AT))
+    assert message.headers["webhook-signature"] == SIGNER.sign("msg_key", int(SENT_AT), message.body)

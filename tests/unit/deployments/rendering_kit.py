@@ -67,9 +67,9 @@ class Job:
         return [event.step for event in self.seen if isinstance(event, RenderProgress) and event.stage == "denoising"]
 
 
-def submit(engine: Engine, **changes: object) -> Job:
+def submit(engine: Engine, *, bounded: bool = True, **changes: object) -> Job:
     job = Job()
-    job.handle = engine.submit(make_request(**changes), job.events.put)
+    job.handle = engine.submit(make_request(**changes), job.events.put, bounded=bounded)
     return job
 
 

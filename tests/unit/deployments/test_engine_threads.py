@@ -113,6 +113,22 @@ def test_a_running_job_stops_at_its_next_step(steer: Callable[..., Engine], rend
     assert max(job.steps()) == 2
 
 
+def test_jobs_that_their_caller_bounds_take_nobodys_place(
+    steer: Callable[..., Engine], renderer: SteeredRenderer
+) -> None:
+    engine = steer(queue_size=1)
+    submit(engine).until_stage("denoising")
+    together = [submit(engine, bounded=False, job_id=f"together-{n}") for n in range(3)]
+    single = submit(engine, job_id="single")
+    with pytest.raises(EngineBusy, match="1 jobs waiting"):
+        submit(engine)
+    together.append(submit(engine, bounded=False, job_id="together-3"))
+    renderer.permit(100)
+    for job in (*together, single):
+        job.finished()
+    submit(engine, job_id="next").finished()
+
+
 def test_a_waiting_job_is_cancelled_at_once_and_makes_room(
     steer: Callable[..., Engine], renderer: SteeredRenderer
 ) -> None:

@@ -182,6 +182,37 @@ async def test_jobs_that_a_replica_cannot_take_together_are_sent_singly_and_so_a
     await sent.close()
 
 
+async def test_what_single_jobs_would_meet_as_well_is_told_to_all(handle: Handle) -> None:
+    sent = shipments(handle)
+    jobs = send(sent, 2)
+    await until(lambda: bool(handle.calls))
+    handle.calls[0].end(DeploymentUnavailableError("no replicas"))
+    for job in jobs:
+        with pytest.raises(DeploymentUnavailableError):
+            await rest(job)
+    send(sent, 2)
+    await until(lambda: len(handle.calls) == 2)
+    assert [len(call.keys) for call in handle.calls] == [2, 2]
+    await sent.close()
+
+
+async def test_a_call_that_cannot_even_be_cancelled_leaves_nobody_waiting(
+    handle: Handle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_: Call) -> None:
+        raise RuntimeError("the router is closed")
+
+    monkeypatch.setattr(Call, "cancel", broken)
+    jobs = send(shipments(handle), 2)
+    await until(lambda: bool(handle.calls))
+    jobs[0].cancel()
+    jobs[1].cancel()
+    handle.calls[0].end(RuntimeError("the router is closed"))
+    for job in jobs:
+        with pytest.raises(RuntimeError):
+            await rest(job)
+
+
 async def test_a_refusal_of_a_single_job_is_its_own(handle: Handle) -> None:
     (job,) = send(shipments(handle), 1)
     await until(lambda: bool(handle.calls))
@@ -241,6 +272,42 @@ async def test_a_job_that_is_stopped_before_it_is_sent_is_not(handle: Handle) ->
     await until(lambda: bool(handle.calls))
     assert handle.calls[0].keys == ["k1"]
     two.cancel()
+
+
+@pytest.mark.parametrize("turns", range(4))
+async def test_a_job_that_is_stopped_on_the_doorstep_is_not_sent_or_cancelled_at_once(
+    handle: Handle, turns: int
+) -> None:
+    (job,) = send(shipments(handle), 1)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    sent = len(handle.calls)
+    job.cancel()
+    try:
+        assert await rest(job) == [CANCELLED]
+    except RequestCancelledError:
+        await until(lambda: all(call.cancels for call in handle.calls))
+    assert len(handle.calls) == sent
+
+
+async def test_jobs_that_are_all_stopped_before_their_call_begins_are_not_sent(handle: Handle) -> None:
+    jobs = send(shipments(handle), 2)
+    await asyncio.sleep(0)
+    for job in jobs:
+        job.cancel()
+        assert await rest(job) == [CANCELLED]
+    await asyncio.sleep(0.05)
+    assert not handle.calls
+
+
+async def test_jobs_whose_call_has_not_begun_are_told_of_the_end(handle: Handle) -> None:
+    sent = shipments(handle)
+    (job,) = send(sent, 1)
+    await asyncio.sleep(0)
+    await sent.close()
+    with pytest.raises(RequestCancelledError):
+        await rest(job)
+    assert not handle.calls
 
 
 async def test_a_broadcast_that_fails_is_made_again(handle: Handle, monkeypatch: pytest.MonkeyPatch) -> None:
