@@ -196,6 +196,7 @@ class Conditions(Record):
     cores: int
     memory_gb: float
     load_before: float
+    python_ms: float | None = None
     filesystem: str
     python: str
     ray: str

@@ -3,9 +3,11 @@
 import os
 import platform
 import subprocess
+import timeit
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 
 import psutil
 from pydantic import ValidationError
@@ -45,10 +47,26 @@ def conditions(plan: str, home: Path) -> Conditions:
         cores=psutil.cpu_count() or 0,
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
         load_before=round(os.getloadavg()[0], 2),
+        python_ms=round(python_ms(), 1),
         filesystem=_filesystem(home),
         python=platform.python_version(),
         ray=version("ray"),
     )
+
+
+def python_ms() -> float:
+    """Return how many milliseconds a fixed piece of Python takes here, the median of seven.
+
+    The speed of a virtual machine changes with its neighbours: this tells a slow day from slow code.
+    """
+    return 1000 * median(timeit.repeat(_fixed_work, number=1, repeat=7))
+
+
+def _fixed_work() -> None:
+    sums: dict[str, int] = {}
+    for n in range(200_000):
+        name = f"job-{n % 1000}"
+        sums[name] = sums.get(name, 0) + n
 
 
 def _commit() -> str:

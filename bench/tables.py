@@ -26,9 +26,10 @@ def print_section(results: Results, section: str, console: Console) -> None:
 
 
 def _conditions(of: Conditions) -> str:
+    speed = "" if of.python_ms is None else f", test loop {of.python_ms:g} ms"
     return (
         f"{of.plan} size, {of.measured_at}, commit {of.commit}, {of.cores} cores, load {of.load_before} before, "
-        f"{of.filesystem}, Ray {of.ray}, Python {of.python}"
+        f"{of.filesystem}, Ray {of.ray}, Python {of.python}{speed}"
     )
 
 

@@ -1,7 +1,7 @@
 """Several jobs in one call of Ray Serve, with real replicas: each can be stopped without the others."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 
 import pytest
@@ -88,3 +88,27 @@ def test_a_call_whose_jobs_are_all_to_stop_ends_at_once_and_frees_its_replica(ha
     ends, rendered = asyncio.run(scenario())
     assert ends == [True] * 4
     assert all(isinstance(end, RenderFinished) for end in rendered)
+
+
+@serve.deployment(name="earlier")
+class Earlier:
+    """A replica of an earlier release, as far as it matters here: it takes one job in a call."""
+
+    async def render(self, request: RenderRequest) -> AsyncIterator[RenderEvent]:
+        yield RenderFailed("invalid_prompt", request.job_id)
+
+
+@pytest.mark.usefixtures("serve_url")
+def test_replicas_that_take_one_job_in_a_call_get_them_singly() -> None:
+    async def scenario() -> list[RenderEvent | None]:
+        shipments = Shipments(earlier, devices=lambda: 1, together=lambda: 8)
+        ends = await asyncio.gather(*(end_of(job) for job in send(shipments, 2, 2, 2)))
+        await shipments.close()
+        return ends
+
+    earlier = serve.run(Earlier.bind(), name="earlier", route_prefix=None).options(stream=True)
+    try:
+        ends = asyncio.run(scenario())
+    finally:
+        serve.delete("earlier", _blocking=False)
+    assert ends == [RenderFailed("invalid_prompt", f"j{n}") for n in range(3)]

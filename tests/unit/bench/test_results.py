@@ -53,6 +53,7 @@ def test_a_section_that_is_measured_again_leaves_the_others(tmp_path: Path) -> N
     assert found.scale == Scale(runs=())
     assert found.start == Start(pictures=(START,))
     assert set(found.conditions) == {"scale", "start"}
+    assert all((conditions.python_ms or 0) > 0 for conditions in found.conditions.values())
 
 
 def test_a_file_of_another_form_is_refused_with_a_sentence(tmp_path: Path) -> None:
