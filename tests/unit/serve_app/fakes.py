@@ -106,6 +106,9 @@ class FakeResponse:
         if self._on_cancel is not None:
             raise self._on_cancel
 
+    def __aiter__(self) -> "FakeResponse":
+        return self
+
     async def __anext__(self) -> RenderEvent:
         return await anext(self._events)
 
