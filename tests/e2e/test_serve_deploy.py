@@ -215,7 +215,8 @@ def next_release(tmp_path: Path) -> Path:
 
 
 def version_of(url: str) -> str:
-    return str(httpx.get(f"{url}/", timeout=10, trust_env=False).json()["version"])
+    # Where one ingress replica takes over from another, a request waits for the new one's imports.
+    return str(httpx.get(f"{url}/", timeout=30, trust_env=False).json()["version"])
 
 
 class Load:
