@@ -121,7 +121,9 @@ class Shipments:
         if len(jobs) > 1 and not await Shipment(self._handle, jobs).carry():
             self._rests_until = time.monotonic() + REST_S
             _log.info("jobs are sent singly for a while")
-        await asyncio.gather(*(Shipment(self._handle, [job]).carry() for job in jobs if not job.over))
+        singly = (Shipment(self._handle, [job]).carry() for job in jobs if not job.over)
+        # What Ray ends one with must not leave the others without a follower.
+        await asyncio.gather(*singly, return_exceptions=True)
 
     async def close(self) -> None:
         """Follow no call any more, and cancel those that have not ended."""
