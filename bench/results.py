@@ -47,14 +47,14 @@ def conditions(plan: str, home: Path) -> Conditions:
         cores=psutil.cpu_count() or 0,
         memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
         load_before=round(os.getloadavg()[0], 2),
-        python_ms=round(python_ms(), 1),
+        python_ms=round(_python_ms(), 1),
         filesystem=_filesystem(home),
         python=platform.python_version(),
         ray=version("ray"),
     )
 
 
-def python_ms() -> float:
+def _python_ms() -> float:
     """Return how many milliseconds a fixed piece of Python takes here, the median of seven.
 
     The speed of a virtual machine changes with its neighbours: this tells a slow day from slow code.

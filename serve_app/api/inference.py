@@ -45,18 +45,7 @@ def router(service: Service) -> APIRouter:
             raise Refused(403, "forbidden", "A job belongs to the client that submits it: leave `owner` out.")
         job = await new_job(service, caller.client, body, idempotency_key)
         view = await service.submit(job)
-        shown = show(service, caller, view)
-        return SubmitAnswer(
-            id=view.job_id,
-            job_id=view.job_id,
-            status=shown.status,
-            message="The job is accepted." if view.key == job.key else "The job was accepted before.",
-            status_url=f"/inference/status/{view.job_id}",
-            result_url=f"/inference/result/{view.job_id}",
-            seed=shown.seed,
-            queue_position=shown.queue_position,
-            warnings=shown.warnings,
-        )
+        return _submit_answer(show(service, caller, view), fresh=view.key == job.key)
 
     async def status(
         caller: Annotated[Caller, may_read],
@@ -99,6 +88,20 @@ def router(service: Service) -> APIRouter:
         return show(service, caller, await service.client.redeliver(caller.owner, job_id, uuid4().hex))
 
     return routes
+
+
+def _submit_answer(shown: JobStatus, *, fresh: bool) -> SubmitAnswer:
+    return SubmitAnswer(
+        id=shown.id,
+        job_id=shown.job_id,
+        status=shown.status,
+        message="The job is accepted." if fresh else "The job was accepted before.",
+        status_url=f"/inference/status/{shown.job_id}",
+        result_url=f"/inference/result/{shown.job_id}",
+        seed=shown.seed,
+        queue_position=shown.queue_position,
+        warnings=shown.warnings,
+    )
 
 
 def _plain_status(service: Service) -> Shortcut:
