@@ -14,7 +14,6 @@ from callback.config import TrackerConfig
 from callback.errors import AllowanceUsed, IdempotencyKeyReused, JobIdInUse, QueueFull, Refusal
 from callback.metrics import TrackerMetrics
 from callback.records import JobView, NewJob
-from callback.schema import jobs
 from callback.states import FINAL, JobState
 from callback.store import Store
 from observability.logs import get_logger
@@ -33,7 +32,7 @@ class Acceptance:
         self, config: TrackerConfig, store: Store, run: Run, board: Board, clock: Clock, metrics: TrackerMetrics
     ) -> None:
         self._config = config
-        self._insert = store.insert(jobs)
+        self._insertion = job_rows.insertion(store)
         self._run = run
         self._board = board
         self._clock = clock
@@ -53,14 +52,14 @@ class Acceptance:
         seq, now = self.last_seq, self._clock.now()
 
         def work(tx: sa.Connection) -> tuple[JobView, bool]:
-            if refusal is None and not _is_alias(tx, job) and job_rows.insert(self._insert, tx, job, seq, now):
+            if refusal is None and not _is_alias(tx, job) and job_rows.insert(self._insertion, tx, job, seq, now):
                 return _fresh_view(job, seq, now), True
             if (earlier := _earlier_submission(tx, job)) is not None:
                 return earlier, False
             if refusal is not None:
                 raise refusal
             _free_the_id(tx, job, now)
-            if not job_rows.insert(self._insert, tx, job, seq, now):
+            if not job_rows.insert(self._insertion, tx, job, seq, now):
                 raise RuntimeError(f"Queue number {seq} is taken.")
             return _fresh_view(job, seq, now), True
 

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from callback.records import DeliveryView, JobView, NewJob, Picture
 from callback.schema import deliveries, idempotency_aliases, jobs
 from callback.states import FINAL, DeliveryState, JobState, allowed
+from callback.store import Store
 
 _VIEW = (
     sa.select(jobs, *(column.label(f"delivery_{column.name}") for column in deliveries.c))
@@ -81,8 +82,15 @@ def _view(row: sa.RowMapping, delivery: DeliveryView | None) -> JobView:
     )
 
 
-def insert(statement: Any, tx: sa.Connection, job: NewJob, seq: int, now: float) -> bool:
-    """Insert a queued job with the store's INSERT `statement`; False if its key, id or idempotency key is taken."""
+def insertion(store: Store) -> sa.Executable:
+    """Return the statement of `insert`, to be built once for each store."""
+    # RETURNING tells whether there was a conflict: the count of inserted rows is not known to every driver.
+    statement: sa.Executable = store.insert(jobs).on_conflict_do_nothing().returning(jobs.c.key)
+    return statement
+
+
+def insert(statement: sa.Executable, tx: sa.Connection, job: NewJob, seq: int, now: float) -> bool:
+    """Insert a queued job with the `insertion` of the store; False if its key, id or idempotency key is taken."""
     callback = job.callback
     row = {
         "key": job.key,
@@ -106,9 +114,7 @@ def insert(statement: Any, tx: sa.Connection, job: NewJob, seq: int, now: float)
         "waiting_since": now,
         "cancel_requested": False,
     }
-    # RETURNING tells it: the count of inserted rows is not known to every driver.
-    inserted = tx.execute(statement.on_conflict_do_nothing().returning(jobs.c.key), row)
-    return inserted.first() is not None
+    return tx.execute(statement, row).first() is not None
 
 
 def _one(tx: sa.Connection, query: sa.Select[Any], **values: str) -> JobView | None:

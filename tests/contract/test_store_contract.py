@@ -11,7 +11,7 @@ from callback import delivery_rows, job_rows
 from callback.delivery_rows import Outcome, Parcel
 from callback.errors import Deposed, StoreUnavailable
 from callback.records import JobView
-from callback.schema import delivery_attempts, jobs
+from callback.schema import delivery_attempts
 from callback.states import DeliveryState, JobState
 from callback.store import Store
 from tests.unit.callback.tracker_kit import new_job
@@ -42,7 +42,7 @@ class Book:
         job = new_job(job_id, **fields)
         self._seq += 1
         with self.store.transaction(self.epoch) as tx:
-            inserted = job_rows.insert(self.store.insert(jobs), tx, job, self._seq, NOW + self._seq)
+            inserted = job_rows.insert(job_rows.insertion(self.store), tx, job, self._seq, NOW + self._seq)
         return job.key if inserted else None
 
     def claimed(self, job_id: str = "job-1", **fields: Any) -> str:
@@ -116,7 +116,7 @@ def test_a_takeover_waits_for_the_transaction_under_way(book: Book, store_url: s
         thread.start()
         thread.join(0.3)
         assert taken == []
-        job_rows.insert(book.store.insert(jobs), tx, new_job(), 1, NOW)
+        job_rows.insert(job_rows.insertion(book.store), tx, new_job(), 1, NOW)
     thread.join(20)
 
     assert taken == [book.epoch + 1]
@@ -126,7 +126,7 @@ def test_a_takeover_waits_for_the_transaction_under_way(book: Book, store_url: s
 
 def test_what_fails_inside_a_transaction_leaves_nothing_behind(book: Book) -> None:
     def insert_and_fail(tx: sa.Connection) -> None:
-        job_rows.insert(book.store.insert(jobs), tx, new_job(), 1, NOW)
+        job_rows.insert(job_rows.insertion(book.store), tx, new_job(), 1, NOW)
         raise KeyError
 
     with pytest.raises(KeyError):
