@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from tests.chaos.audit import Ended, Violation, audit
 from tests.chaos.faults import Kind, schedule
 from tests.chaos.load import FINAL, Accepted, Journal, Load, references, seen
 from tests.chaos.recovery import Recovery, measure, summary
+from tests.chaos.work import QUICK, REAL, Work
 from tests.chaos.world import World
 
 SETTLE_S = 300.0
@@ -32,7 +34,8 @@ console = Console()
 def main(
     minutes: Annotated[float, typer.Option(help="How long things are done.")] = 30.0,
     seed: Annotated[int | None, typer.Option(help="Repeats the order of an earlier run.")] = None,
-    rate: Annotated[float, typer.Option(help="Jobs a second.")] = 2.5,
+    rate: Annotated[float | None, typer.Option(help="Jobs a second. [default: 2.5, with --quick 15]")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Pictures of milliseconds, several jobs in a call.")] = False,
     only: Annotated[list[Kind] | None, typer.Option(help="Only these kinds of processes.")] = None,
     sqlite: Annotated[bool, typer.Option("--sqlite", help="The default store; without a database server.")] = False,
     out: Annotated[Path | None, typer.Option(help="Write the figures there, as JSON.")] = None,
@@ -40,18 +43,21 @@ def main(
     """Kill and stop processes of a Darkroom under load, then audit every job that was accepted."""
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
     console.print(f"seed {seed}")
+    work = QUICK if quick else REAL
+    if rate is not None:
+        work = replace(work, rate=rate)
     journal, recoveries, fault_times = Journal(), [], []
-    with tempfile.TemporaryDirectory(prefix="dk-chaos-") as home, _world(Path(home), minutes, rate, sqlite) as world:
+    with tempfile.TemporaryDirectory(prefix="dk-chaos-") as home, _world(Path(home), minutes, work, sqlite) as world:
         with world.http() as http:
-            right = references(http)
+            right = references(http, work)
             world.note_final_states()
-            with Load(world, right, journal, rate=rate, seed=seed):
+            with Load(world, right, journal, work=work, seed=seed):
                 ends = time.monotonic() + minutes * 60
                 for fault in schedule(only or world.kinds, seed):
                     if time.monotonic() > ends:
                         break
                     fault_times.append(world.do(fault))
-                    recoveries.append(measure(http, right, journal, fault, fault_times[-1]))
+                    recoveries.append(measure(http, work, right, journal, fault, fault_times[-1]))
                     console.print(f"{len(journal.accepted):5} jobs  {recoveries[-1]}")
                     # What was stopped goes on before the next thing is done, so that each can be told apart.
                     world.mend()
@@ -61,13 +67,17 @@ def main(
         callbacks = world.receiver.entries()
         violations = audit(journal.accepted, ended, journal.finals, written, callbacks, fault_times)
         violations += _of_files(world, set(right.values()))
-    _report(seed, journal.accepted, recoveries, violations, out)
+        together = world.calls_with_several_jobs()
+        if work.together and not together:
+            violations.append(Violation("no call with several jobs", "", "The run has shown nothing of them."))
+    _report(seed, journal.accepted, recoveries, violations, together, out)
     raise typer.Exit(1 if violations else 0)
 
 
-def _world(home: Path, minutes: float, rate: float, sqlite: bool) -> World:
+def _world(home: Path, minutes: float, work: Work, sqlite: bool) -> World:
     # Every callback is needed for the audit, repeats and probes too.
-    return World(home, postgresql=not sqlite, most_callbacks=int(minutes * 60 * rate * 4) + 10_000)
+    most_callbacks = int(minutes * 60 * work.rate * 4) + 10_000
+    return World(home, postgresql=not sqlite, most_callbacks=most_callbacks, models=work.models)
 
 
 def _settle(http: httpx.Client, accepted: Sequence[Accepted]) -> dict[str, Ended]:
@@ -112,6 +122,7 @@ def _report(
     accepted: Sequence[Accepted],
     recoveries: Sequence[Recovery],
     violations: Sequence[Violation],
+    together: int,
     out: Path | None,
 ) -> None:
     table = Table(
@@ -123,6 +134,7 @@ def _report(
     console.print(table)
     counts = Counter(violation.what for violation in violations)
     console.print(f"{len(accepted)} jobs accepted, {len(recoveries)} faults, broken promises: {dict(counts) or 'none'}")
+    console.print(f"{together} calls of several jobs")
     for violation in violations[:20]:
         console.print(f"  {violation}")
     if out is not None:
@@ -131,6 +143,7 @@ def _report(
             "accepted": len(accepted),
             "faults": len(recoveries),
             "broken": counts,
+            "calls_of_several_jobs": together,
             "recovery": rows,
         }
         out.write_text(json.dumps(figures, indent=1) + "\n")

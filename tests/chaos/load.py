@@ -3,7 +3,6 @@
 import random
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -13,11 +12,9 @@ from uuid import uuid4
 
 import httpx
 
+from tests.chaos.work import Work
 from tests.chaos.world import SECRET, World
 
-SIZE = {"width": 256, "height": 256, "num_inference_steps": 4}
-SHAPES = ("circle", "square", "star", "heart", "triangle", "ring")
-COLOURS = ("red", "blue", "green", "yellow")
 FINAL = {"completed", "failed", "timeout"}
 GIVE_UP_S = 180.0
 """A submission that is not accepted after so long ends the run: nothing that is done takes the service so long."""
@@ -59,21 +56,11 @@ class Journal:
             self.finals.setdefault(job_id, set()).add(seen)
 
 
-def prompts() -> Iterator[str]:
-    """Yield what is drawn."""
-    return (f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES)
-
-
-def asked(prompt: str) -> dict[str, Any]:
-    """Return the request for a picture: the same one has the same bits."""
-    return {"prompt": prompt, "seed": len(prompt), **SIZE}
-
-
-def references(http: httpx.Client) -> dict[str, str]:
+def references(http: httpx.Client, work: Work) -> dict[str, str]:
     """Render every picture alone, undisturbed. Returns their SHA-256 by prompt."""
     right = {}
-    for prompt in prompts():
-        job_id = http.post("/inference", json=asked(prompt)).raise_for_status().json()["job_id"]
+    for prompt in work.prompts():
+        job_id = http.post("/inference", json=work.asked(prompt)).raise_for_status().json()["job_id"]
         status = http.get(f"/inference/status/{job_id}", params={"wait": 30}).json()
         assert status["status"] == "completed", status
         right[prompt] = sha256(http.get(f"/inference/result/{job_id}").content).hexdigest()
@@ -103,16 +90,16 @@ def seen(status: dict[str, Any]) -> Seen:
 
 
 class Load:
-    """Threads that submit `rate` jobs a second together, and one that watches. Ends with the block."""
+    """Threads that submit the work together, and one that watches. Ends with the block."""
 
-    def __init__(self, world: World, right: dict[str, str], journal: Journal, *, rate: float, seed: int) -> None:
-        self._world, self._right, self._journal = world, right, journal
-        self._pause_s = SUBMITTERS / rate
+    def __init__(self, world: World, right: dict[str, str], journal: Journal, *, work: Work, seed: int) -> None:
+        self._world, self._right, self._journal, self._work = world, right, journal, work
+        self._pause_s = SUBMITTERS / work.rate
         self._seed = seed
         self._stop = threading.Event()
         self._failures: list[BaseException] = []
-        work = [lambda n=n: self._submit_all_the_time(n) for n in range(SUBMITTERS)]
-        self._threads = [threading.Thread(target=self._guarded, args=(one,)) for one in (*work, self._watch)]
+        submitters = [lambda n=n: self._submit_all_the_time(n) for n in range(SUBMITTERS)]
+        self._threads = [threading.Thread(target=self._guarded, args=(one,)) for one in (*submitters, self._watch)]
 
     def __enter__(self) -> "Load":
         for thread in self._threads:
@@ -138,12 +125,13 @@ class Load:
         with self._world.http() as http:
             while not self._stop.wait(self._pause_s):
                 prompt = choose.choice(sorted(self._right))
-                body = asked(prompt) | callback
+                calls_back = choose.random() < self._work.calling_back
+                body = self._work.asked(prompt) | (callback if calls_back else {})
                 expiry = time.time() + choose.uniform(1, 30) if choose.random() < EXPIRING_SHARE else None
                 if expiry is not None:
                     body["expiry"] = datetime.fromtimestamp(expiry, UTC).isoformat()
                 job_id = submit(http, body)
-                accepted = Accepted(job_id, time.time(), self._right[prompt], expiry)
+                accepted = Accepted(job_id, time.time(), self._right[prompt], expiry, calls_back)
                 with self._journal.lock:
                     self._journal.accepted.append(accepted)
 

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 
 from tests.chaos.faults import Action, Fault, Kind
-from tests.chaos.load import Accepted, Journal, asked, submit
+from tests.chaos.load import Accepted, Journal, submit
+from tests.chaos.work import Work
 
 PAUSE_S = 0.1
 PICTURE_WITHIN_S = 240.0
@@ -24,13 +25,15 @@ class Recovery:
     picture_s: float
 
 
-def measure(http: httpx.Client, right: dict[str, str], journal: Journal, fault: Fault, began: float) -> Recovery:
+def measure(
+    http: httpx.Client, work: Work, right: dict[str, str], journal: Journal, fault: Fault, began: float
+) -> Recovery:
     """Submit a job and wait for its picture. `began` is the moment of the fault, in seconds since 1970.
 
     The job is audited with the others; it has no callback.
     """
     prompt = next(iter(right))
-    job_id = submit(http, asked(prompt))
+    job_id = submit(http, work.asked(prompt))
     accepted_s = time.time() - began
     with journal.lock:
         journal.accepted.append(Accepted(job_id, time.time(), right[prompt], calls_back=False))

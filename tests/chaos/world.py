@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +14,7 @@ import psutil
 import sqlalchemy as sa
 import yaml
 
+from deployments.models import ModelSettings
 from launcher.local import LocalDarkroom, kill_instance, processes_of
 from stress.callback_server import CallbackServer
 from tests.apps import free_port
@@ -34,9 +35,14 @@ _TITLES = {
 
 
 class World:
-    """The shipped configuration on a free port, in `home`. Use it as a context manager."""
+    """The shipped configuration on a free port, in `home`; with `models`, these instead of the shipped ones.
 
-    def __init__(self, home: Path, *, postgresql: bool, most_callbacks: int) -> None:
+    Use it as a context manager.
+    """
+
+    def __init__(
+        self, home: Path, *, postgresql: bool, most_callbacks: int, models: Sequence[ModelSettings] = ()
+    ) -> None:
         self._most_callbacks = most_callbacks
         self._home = home
         self._wants_postgresql = postgresql
@@ -47,6 +53,8 @@ class World:
         self._config["http_options"]["port"] = free_port()
         (application,) = self._config["applications"]
         application["args"]["service_url"] = self.url
+        if models:
+            application["args"]["models"] = [model.model_dump(mode="json", exclude_unset=True) for model in models]
 
     @property
     def url(self) -> str:
@@ -76,6 +84,9 @@ class World:
             self._postgres = self._stack.enter_context(running_server())
             os.environ["DARKROOM_STORE_URL"] = self._postgres.url()
             self._stack.callback(os.environ.pop, "DARKROOM_STORE_URL", None)
+        # Ray's logs lie with the rest, also those of instances that were killed.
+        os.environ["RAY_TMPDIR"] = str(self._home)
+        self._stack.callback(os.environ.pop, "RAY_TMPDIR", None)
         self.receiver = self._stack.enter_context(CallbackServer(secret=SECRET, max_entries=self._most_callbacks))
         self._log = self._stack.enter_context((self._home / "service.log").open("ab"))
         self._stack.callback(self._end)
@@ -183,6 +194,11 @@ class World:
     def files(self) -> Iterator[Path]:
         """Yield every stored picture."""
         return self.pictures.rglob("*.png")
+
+    def calls_with_several_jobs(self) -> int:
+        """Return how many such calls the model replicas have answered, by Serve's own account of them."""
+        logs = self._home.glob("ray/session_2*/logs/serve/replica_*TextToImage*.log*")
+        return sum(log.read_text(errors="replace").count("render_together OK") for log in logs)
 
 
 _TABLE = "CREATE TABLE final_states (job_id text, state text)"
