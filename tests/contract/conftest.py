@@ -11,6 +11,7 @@ pytest.register_assert_rewrite(
 )
 
 from callback.store import Store  # noqa: E402
+from tests.contract.book import Book  # noqa: E402
 from tests.postgres_server import PostgresServer  # noqa: E402
 from tests.unit.callback.conftest import _look_often, clock, desk, pictures, receiver, start  # noqa: E402, F401
 
@@ -51,3 +52,10 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, backend: str) -> s
     database = url.partition("@/")[2].partition("?")[0]
     request.getfixturevalue("postgres").execute("TRUNCATE jobs, tracker_owner CASCADE", database)
     return url
+
+
+@pytest.fixture
+def book(store_url: str) -> Iterator[Book]:
+    book = Book(store_url)
+    yield book
+    book.store.close()

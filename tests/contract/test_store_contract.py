@@ -1,98 +1,18 @@
-"""What the tracker relies on, of every database."""
+"""What the tracker relies on, of every database: owners, transactions, jobs."""
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
 
 from callback import delivery_rows, job_rows
-from callback.delivery_rows import Outcome, Parcel
 from callback.errors import Deposed, StoreUnavailable
-from callback.records import JobView
 from callback.schema import delivery_attempts
-from callback.states import DeliveryState, JobState
+from callback.states import JobState
 from callback.store import Store
+from tests.contract.book import NOW, URL, Book, outcome
 from tests.unit.callback.tracker_kit import new_job
-
-NOW = 1_900_000_000.25
-URL = "http://receiver.example/callback"
-
-
-class Book:
-    """A store with the tracker's transactions around it."""
-
-    def __init__(self, url: str) -> None:
-        self.store = Store(url)
-        self.store.prepare()
-        self.epoch = self.store.acquire("test", NOW)
-        self._seq = 0
-
-    def do(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        with self.store.transaction(self.epoch) as tx:
-            return function(tx, *args, **kwargs)
-
-    def read(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        with self.store.reading() as tx:
-            return function(tx, *args, **kwargs)
-
-    def insert(self, job_id: str = "job-1", **fields: Any) -> str | None:
-        """Insert a job; returns its key, or None if something of it is taken."""
-        job = new_job(job_id, **fields)
-        self._seq += 1
-        with self.store.transaction(self.epoch) as tx:
-            inserted = job_rows.insert(job_rows.insertion(self.store), tx, job, self._seq, NOW + self._seq)
-        return job.key if inserted else None
-
-    def claimed(self, job_id: str = "job-1", **fields: Any) -> str:
-        key = self.insert(job_id, **fields)
-        assert key is not None
-        assert self.do(job_rows.claim, [key], 0, "holder", "claim") == {key}
-        return key
-
-    def finished(self, job_id: str = "job-1", *, at: float = NOW, size_bytes: int | None = None, **fields: Any) -> str:
-        key = self.claimed(job_id, **fields)
-        values: dict[str, Any] = {"state": JobState.FAILED, "finished_at": at}
-        if size_bytes is not None:
-            picture = {"sha256": "00", "size_bytes": size_bytes, "width": 64, "height": 64, "key": f"{key}/1.png"}
-            values |= {f"picture_{name}": value for name, value in picture.items()}
-            values["state"] = JobState.COMPLETED
-        view = self.do(job_rows.finish, key, JobState.PROCESSING, 1, values)
-        assert view == self.view(key)
-        return key
-
-    def delivery(self, job_id: str = "job-1", *, receiver: str = "receiver.example:80", expired: bool = False) -> str:
-        key = self.finished(job_id, callback_url=URL, secret="s3cret")
-        opened = self.do(
-            delivery_rows.create,
-            key,
-            receiver,
-            JobState.FAILED,
-            now=NOW,
-            settles_by=NOW + 30,
-            give_up_at=NOW + 3600,
-            expired=expired,
-        )
-        assert opened == self.view(key).delivery
-        return key
-
-    def view(self, key: str) -> JobView:
-        view = self.read(job_rows.by_key, key)
-        assert isinstance(view, JobView)
-        return view
-
-
-@pytest.fixture
-def book(store_url: str) -> Iterator[Book]:
-    book = Book(store_url)
-    yield book
-    book.store.close()
-
-
-def outcome(state: DeliveryState = DeliveryState.FAILED, retry_at: float | None = NOW + 2) -> Outcome:
-    return Outcome(state, NOW, NOW + 1, retry_at, 503, "not now", "It failed.")
-
 
 # ---- one owner -------------------------------------------------------------------------------------------------------
 
@@ -116,7 +36,7 @@ def test_a_takeover_waits_for_the_transaction_under_way(book: Book, store_url: s
         thread.start()
         thread.join(0.3)
         assert taken == []
-        job_rows.insert(job_rows.insertion(book.store), tx, new_job(), 1, NOW)
+        job_rows.insert(book.insertion, tx, new_job(), 1, NOW)
     thread.join(20)
 
     assert taken == [book.epoch + 1]
@@ -126,7 +46,7 @@ def test_a_takeover_waits_for_the_transaction_under_way(book: Book, store_url: s
 
 def test_what_fails_inside_a_transaction_leaves_nothing_behind(book: Book) -> None:
     def insert_and_fail(tx: sa.Connection) -> None:
-        job_rows.insert(job_rows.insertion(book.store), tx, new_job(), 1, NOW)
+        job_rows.insert(book.insertion, tx, new_job(), 1, NOW)
         raise KeyError
 
     with pytest.raises(KeyError):
@@ -347,115 +267,6 @@ def test_a_forgotten_job_takes_its_delivery_and_its_log_along(book: Book) -> Non
     assert book.read(lambda tx: tx.execute(delivery_attempts.select()).all()) == []
 
 
-# ---- deliveries ------------------------------------------------------------------------------------------------------
-
-
-def test_a_delivery_begins_with_its_first_attempt_reserved(book: Book) -> None:
-    key = book.delivery()
-
-    parcel = book.read(delivery_rows.parcel, key)
-    assert isinstance(parcel, Parcel)
-    assert (parcel.attempt, parcel.url, parcel.secret, parcel.webhook_id) == (1, URL, "s3cret", f"msg_{key}")
-    delivery = book.view(key).delivery
-    assert delivery is not None
-    assert (delivery.state, delivery.attempts, delivery.final) == (DeliveryState.PENDING, 1, False)
-    assert book.do(delivery_rows.reserve, key, NOW + 1e6) is None
-    assert book.do(delivery_rows.due, NOW + 1e6, 10) == []
-
-
-def test_a_job_has_one_delivery(book: Book) -> None:
-    key = book.delivery()
-
-    with pytest.raises(sa.exc.IntegrityError):
-        book.do(
-            delivery_rows.create,
-            key,
-            "receiver",
-            JobState.FAILED,
-            now=NOW,
-            settles_by=NOW,
-            give_up_at=NOW,
-            expired=False,
-        )
-
-
-def test_an_expired_delivery_is_final_from_the_beginning(book: Book) -> None:
-    delivery = book.view(book.delivery(expired=True)).delivery
-
-    assert delivery is not None
-    assert (delivery.state, delivery.final, delivery.attempts) == (DeliveryState.EXPIRED, True, 0)
-    assert delivery.first_settled_at == NOW
-
-
-def test_an_outcome_is_recorded_once(book: Book) -> None:
-    key = book.delivery()
-
-    settled = book.do(delivery_rows.settle, key, 1, outcome())
-    assert settled == book.view(key).delivery
-    assert book.do(delivery_rows.settle, key, 1, outcome(DeliveryState.DELIVERED, None)) is None
-
-    delivery = book.view(key).delivery
-    assert delivery is not None
-    assert (delivery.state, delivery.status_code, delivery.response_preview) == (DeliveryState.FAILED, 503, "not now")
-    assert (delivery.first_settled_at, delivery.next_attempt_at, delivery.final) == (NOW + 1, NOW + 2, False)
-    assert len(book.read(lambda tx: tx.execute(delivery_attempts.select()).all())) == 1
-
-
-def test_an_outcome_of_an_earlier_attempt_is_not_recorded(book: Book) -> None:
-    key = book.delivery()
-    book.do(delivery_rows.retry_unsettled, [key], NOW)
-    book.do(delivery_rows.reserve, key, NOW)
-
-    assert book.do(delivery_rows.settle, key, 1, outcome()) is None
-    assert book.do(delivery_rows.settle, key, 2, outcome()) == book.view(key).delivery
-
-
-def test_a_due_delivery_is_reserved_once_with_the_next_number(book: Book) -> None:
-    key = book.delivery()
-    book.do(delivery_rows.settle, key, 1, outcome())
-
-    assert book.do(delivery_rows.due, NOW + 1, 10) == []
-    assert book.do(delivery_rows.due, NOW + 2, 10) == [(key, "receiver.example:80")]
-    reserved = book.do(delivery_rows.reserve, key, NOW + 2)
-    assert isinstance(reserved, Parcel)
-    assert reserved.attempt == 2
-    assert book.do(delivery_rows.reserve, key, NOW + 2) is None
-
-
-def test_the_longest_overdue_come_first_and_busy_receivers_are_left_out(book: Book) -> None:
-    for n, (receiver, retry_at) in enumerate((("a", NOW + 3), ("b", NOW + 1), ("a", NOW + 2), ("c", NOW + 4))):
-        key = book.delivery(f"job-{n}", receiver=receiver)
-        book.do(delivery_rows.settle, key, 1, outcome(retry_at=retry_at))
-
-    assert [receiver for _, receiver in book.do(delivery_rows.due, NOW + 9, 10)] == ["b", "a", "a", "c"]
-    assert [receiver for _, receiver in book.do(delivery_rows.due, NOW + 9, 10, busy={"a"})] == ["b", "c"]
-    assert len(book.do(delivery_rows.due, NOW + 9, 1)) == 1
-
-
-def test_unsettled_attempts_are_found_by_their_age(book: Book) -> None:
-    key = book.delivery("reserved")
-    settled = book.delivery("settled")
-    book.do(delivery_rows.settle, settled, 1, outcome())
-
-    assert book.do(delivery_rows.unsettled, NOW) == []
-    assert book.do(delivery_rows.unsettled, NOW + 1) == [key]
-    assert book.do(delivery_rows.unsettled, float("inf")) == [key]
-    assert book.do(delivery_rows.retry_unsettled, [key, settled], NOW + 5) == 1
-    assert book.do(delivery_rows.due, NOW + 5, 10) == [(settled, "receiver.example:80"), (key, "receiver.example:80")]
-
-
-def test_attempts_before_a_redelivery_are_told_apart_from_those_since(book: Book) -> None:
-    key = book.delivery()
-    book.do(delivery_rows.settle, key, 1, outcome(DeliveryState.FAILED, None))
-    book.do(delivery_rows.redeliver, key, "one", now=NOW, give_up_at=NOW + 10)
-
-    first = book.do(delivery_rows.reserve, key, NOW)
-    book.do(delivery_rows.settle, key, 2, outcome(retry_at=NOW + 2))
-    second = book.do(delivery_rows.reserve, key, NOW + 2)
-
-    assert [(parcel.attempt, parcel.attempts_before) for parcel in (first, second)] == [(2, 1), (3, 1)]
-
-
 def test_a_further_idempotency_key_finds_the_job_and_goes_with_it(book: Book) -> None:
     key = book.finished("job-1", idempotency_key="first")
     book.do(job_rows.add_alias, "anyone", "second", key)
@@ -470,22 +281,3 @@ def test_a_further_idempotency_key_finds_the_job_and_goes_with_it(book: Book) ->
 
     book.do(job_rows.delete, [key])
     assert not book.read(job_rows.is_alias, "anyone", "second")
-
-
-def test_a_redelivery_is_carried_out_once_per_request_and_not_during_an_attempt(book: Book) -> None:
-    key = book.delivery()
-
-    def redeliver(request_id: str) -> bool:
-        return bool(book.do(delivery_rows.redeliver, key, request_id, now=NOW, give_up_at=NOW + 10))
-
-    assert redeliver("under way") is False
-    book.do(delivery_rows.settle, key, 1, outcome(DeliveryState.DELIVERED, None))
-    assert redeliver("one") is True
-    book.do(delivery_rows.reserve, key, NOW)
-    book.do(delivery_rows.settle, key, 2, outcome(DeliveryState.DELIVERED, None))
-    assert redeliver("one") is True
-    assert book.do(delivery_rows.due, NOW, 10) == []
-    assert redeliver("two") is True
-    delivery = book.view(key).delivery
-    assert delivery is not None
-    assert (delivery.attempts, delivery.final, delivery.first_settled_at) == (2, False, NOW + 1)
