@@ -10,7 +10,6 @@ Identity = tuple[str, str]
 """Owner and the client's id."""
 
 MAX_BATCH = 256
-BATCHES_UNDER_WAY = 2
 MAX_WAITING = 20_000
 _CLOSED = "The connection to the job tracker is closed."
 
@@ -18,13 +17,14 @@ _CLOSED = "The connection to the job tracker is closed."
 class Lookups:
     """Gathers questions while earlier ones are under way. `ask` puts many to the tracker and answers in their order.
 
-    A question is answered by a call that began after it was put, so that nobody is told what was true before.
+    A question is answered by a call that began after it was put, so that nobody is told what was true before. One call
+    is under way at a time: with two, each carries half as many questions, and costs as much.
     """
 
     def __init__(self, ask: Callable[[tuple[Identity, ...]], Awaitable[tuple[JobView | None, ...]]]) -> None:
         self._ask = ask
         self._waiting: dict[Identity, asyncio.Future[JobView | None]] = {}
-        self._under_way: set[asyncio.Task[None]] = set()
+        self._asking: asyncio.Task[None] | None = None
 
     async def get(self, owner: str, job_id: str, *, timeout_s: float) -> JobView | None:
         """Return the current job with the client's id. Raises what `ask` raises, and `TrackerUnavailable`."""
@@ -35,8 +35,8 @@ class Lookups:
             answer = self._waiting[owner, job_id] = asyncio.get_running_loop().create_future()
             # An error that nobody waits for any more is no news.
             answer.add_done_callback(lambda future: future.cancelled() or future.exception())
-        if len(self._under_way) < BATCHES_UNDER_WAY:
-            self._begin()
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._run())
         try:
             async with asyncio.timeout(timeout_s):
                 # Others may wait for the same answer.
@@ -44,16 +44,12 @@ class Lookups:
         except TimeoutError:
             raise TrackerUnavailable(SILENCE) from None
 
-    def _begin(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._run())
-        self._under_way.add(task)
-
     async def _run(self) -> None:
         try:
             await self._ask_all()
         finally:
             # At once, not in a callback: a question that is put in between would wait for ever.
-            self._under_way.discard(asyncio.current_task())
+            self._asking = None
 
     async def _ask_all(self) -> None:
         while self._waiting:
@@ -73,9 +69,9 @@ class Lookups:
 
     async def close(self) -> None:
         """Ask no more; whoever waits is told so."""
-        for task in tuple(self._under_way):
-            task.cancel()
-        await asyncio.gather(*self._under_way, return_exceptions=True)
+        if self._asking is not None:
+            self._asking.cancel()
+            await asyncio.gather(self._asking, return_exceptions=True)
         _fail(self._waiting.values(), TrackerUnavailable(_CLOSED))
         self._waiting.clear()
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from callback.errors import StoreUnavailable, TrackerUnavailable
-from callback.lookups import BATCHES_UNDER_WAY, Identity, Lookups
+from callback.lookups import Identity, Lookups
 from callback.records import JobView
 from tests.unit.callback.test_board import open_job
 
@@ -37,14 +37,13 @@ async def test_what_is_asked_while_others_are_under_way_travels_together() -> No
     tracker = Tracker()
     lookups = Lookups(tracker.find)
     asking = []
-    for job_id in ("first", "second", "there", "nowhere", "there"):
+    for job_id in ("first", "there", "nowhere", "there"):
         asking.append(asyncio.create_task(lookups.get("me", job_id, timeout_s=5)))
         await settle()
-    assert tracker.asked == [(("me", "first"),), (("me", "second"),)]
-    assert len(tracker.asked) == BATCHES_UNDER_WAY
+    assert tracker.asked == [(("me", "first"),)]
     tracker.go_on.set()
-    assert await asyncio.gather(*asking) == [None, None, VIEW, None, VIEW]
-    assert tracker.asked[2:] == [(("me", "there"), ("me", "nowhere"))]
+    assert await asyncio.gather(*asking) == [None, VIEW, None, VIEW]
+    assert tracker.asked[1:] == [(("me", "there"), ("me", "nowhere"))]
 
 
 async def test_a_question_is_not_answered_by_a_call_that_began_before_it() -> None:
@@ -62,16 +61,14 @@ async def test_a_question_is_not_answered_by_a_call_that_began_before_it() -> No
 async def test_whoever_goes_away_takes_nobody_elses_answer_along() -> None:
     tracker = Tracker()
     lookups = Lookups(tracker.find)
-    blocking = []
-    for n in range(BATCHES_UNDER_WAY):
-        blocking.append(asyncio.create_task(lookups.get("me", str(n), timeout_s=5)))
-        await settle()
+    earlier = asyncio.create_task(lookups.get("me", "first", timeout_s=5))
+    await settle()
     leaving, staying = (asyncio.create_task(lookups.get("me", "there", timeout_s=5)) for _ in range(2))
     await settle()
     leaving.cancel()
     tracker.go_on.set()
     assert await staying == VIEW
-    await asyncio.gather(*blocking)
+    await earlier
 
 
 async def test_an_error_reaches_all_who_asked_and_the_next_question_is_put_anew() -> None:
@@ -100,16 +97,14 @@ async def test_a_question_that_is_put_just_when_the_others_are_answered_is_put()
     lookups = Lookups(tracker.find)
 
     async def ask_in_the_same_step() -> JobView | None:
-        await tracker.go_on.wait()  # It wakes up after the two who wait for their answers, before their tasks are gone.
+        await tracker.go_on.wait()  # It wakes up after the call that is under way, before its task is gone.
         return await lookups.get("me", "there", timeout_s=1)
 
-    earlier = []
-    for n in range(BATCHES_UNDER_WAY):
-        earlier.append(asyncio.create_task(lookups.get("me", str(n), timeout_s=5)))
-        await settle()
-    assert len(tracker.asked) == BATCHES_UNDER_WAY
+    earlier = asyncio.create_task(lookups.get("me", "first", timeout_s=5))
+    await settle()
+    assert len(tracker.asked) == 1
     later = asyncio.create_task(ask_in_the_same_step())
     await settle()
     tracker.go_on.set()
     assert await later == VIEW
-    await asyncio.gather(*earlier)
+    await earlier
