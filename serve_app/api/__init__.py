@@ -17,5 +17,6 @@ def create_api(service: Service) -> FastAPI:
     errors.install(app)
     app.add_middleware(BodyLimit)
     for router in (inference.router, jobs.router, health.router):
-        app.include_router(router(service))
+        # Not `include_router`: for every request it would match and enter a router inside the router.
+        app.router.routes.extend(router(service).routes)
     return app
