@@ -7,6 +7,7 @@ import sqlalchemy as sa
 
 from callback import delivery_rows, job_rows
 from callback.board import Board
+from callback.clock import Clock
 from callback.config import TrackerConfig
 from callback.delivery_rows import Parcel
 from callback.egress import receiver_of
@@ -55,19 +56,25 @@ SHED = Ending(JobState.FAILED, "expired", "The job's expiry passed before it was
 class Endings:
     """Ends jobs for whoever decides that they have ended."""
 
-    def __init__(self, config: TrackerConfig, board: Board, deliveries: Deliveries, metrics: TrackerMetrics) -> None:
+    def __init__(
+        self, config: TrackerConfig, board: Board, deliveries: Deliveries, clock: Clock, metrics: TrackerMetrics
+    ) -> None:
         self._config = config
         self._board = board
         self._deliveries = deliveries
+        self._clock = clock
         self._metrics = metrics
 
     def write(
-        self, tx: sa.Connection, before: JobView, ending: Ending, started_at: float | None, now: float
+        self, tx: sa.Connection, before: JobView, ending: Ending, started_at: float | None
     ) -> Ended | JobView | None:
         """Write the final state together with its delivery (design invariant I6).
 
         Returns the job as it was found if something else ended or moved it first.
         """
+        # Not the moment of the command: it may have waited for a store that stood still, and the first attempt, whose
+        # time begins here, would look as if nobody knew any more what became of it.
+        now = self._clock.now()
         values = {
             "state": ending.state,
             "error": ending.error,

@@ -67,7 +67,7 @@ class Lifecycle:
         self._deliveries = deliveries
         self._clock = clock
         self._acceptance = Acceptance(config, store, run, board, clock, metrics)
-        self._endings = Endings(config, board, deliveries, metrics)
+        self._endings = Endings(config, board, deliveries, clock, metrics)
         self.claims = Claims(config, run, board, clock)
 
     async def recover(self) -> None:
@@ -114,10 +114,10 @@ class Lifecycle:
 
     async def _give_back(self, key: str, attempt: int, *, blamed: bool, reason: str) -> bool:
         entry = self._board.get(key)
-        started_at, now = _started_at(entry, attempt), self._clock.now()
+        started_at = _started_at(entry, attempt)
         # A job whose rendering had begun has waited enough: its next wait has the whole limit again.
         waits_anew = entry is None or started_at is not None or not entry.heard
-        waiting_since = now if entry is None or waits_anew else entry.waiting_since
+        waiting_since = self._clock.now() if entry is None or waits_anew else entry.waiting_since
 
         def work(tx: sa.Connection) -> Ended | JobView | None:
             view = job_rows.by_key(tx, key)
@@ -125,7 +125,7 @@ class Lifecycle:
                 return view
             ending = self._last_ending(view, job_rows.blamed_attempts(tx, key) + int(blamed), reason)
             if ending is not None:
-                return self._endings.write(tx, view, ending, started_at, now)
+                return self._endings.write(tx, view, ending, started_at)
             job_rows.release(tx, key, attempt, blamed=blamed, waiting_since=waiting_since)
             return replace(view, state=JobState.QUEUED)
 
@@ -168,7 +168,7 @@ class Lifecycle:
 
     async def finish(self, command: Finish) -> bool:
         """Record an attempt's outcome. Late reports of old attempts answer False and change nothing."""
-        key, attempt, now = command.key, command.attempt, self._clock.now()
+        key, attempt = command.key, command.attempt
         entry = self._board.get(key)
         started_at = command.started_at or _started_at(entry, attempt)
         reported = Ending(command.state, command.error_code, command.error, _result_columns(command))
@@ -178,7 +178,7 @@ class Lifecycle:
                 return view
             # A cancel that came first was promised to the client, so the picture is not.
             cancelled = view.cancel_requested and command.state is JobState.COMPLETED
-            return self._endings.write(tx, view, CANCELLED if cancelled else reported, started_at, now)
+            return self._endings.write(tx, view, CANCELLED if cancelled else reported, started_at)
 
         known = entry.view if entry is not None else None
 
@@ -229,21 +229,19 @@ class Lifecycle:
             blamed = view.started_at is not None and view.attempt >= 2 * self._config.max_attempts
             await self._give_back(view.key, view.attempt, blamed=blamed, reason=reason)
             return
-        now = self._clock.now()
 
         def work(tx: sa.Connection) -> Ended | JobView | None:
-            return self._endings.write(tx, view, ending, None, now)
+            return self._endings.write(tx, view, ending, None)
 
         await self._run(work, lambda outcome: isinstance(outcome, Ended) and self._endings.show(outcome))
 
     async def cancel(self, command: Cancel) -> JobView:
         """End a queued job now; ask the replica of a running one to stop. Raises `JobNotFound`, `NotCancellable`."""
-        now = self._clock.now()
 
         def work(tx: sa.Connection) -> Ended | JobView | None:
             view = _found(tx, command)
             if view.state is JobState.QUEUED:
-                return self._endings.write(tx, view, CANCELLED, None, now)
+                return self._endings.write(tx, view, CANCELLED, None)
             if view.state is JobState.PROCESSING:
                 job_rows.request_cancel(tx, view.key)
             elif view.error_code != CANCELLED.error_code:
@@ -263,10 +261,9 @@ class Lifecycle:
 
     async def redeliver(self, command: Redeliver) -> JobView:
         """Send a final job's callback again, under its webhook id. Raises `JobNotFound`, `NotRedeliverable`."""
-        now = self._clock.now()
 
         def work(tx: sa.Connection) -> JobView:
-            view = _found(tx, command)
+            view, now = _found(tx, command), self._clock.now()
             _check_redeliverable(view, now)
             give_up_at = self._endings.give_up_at(view, now)
             if not delivery_rows.redeliver(tx, view.key, command.request_id, now=now, give_up_at=give_up_at):

@@ -12,7 +12,7 @@ import pytest
 from callback.clock import iso
 from callback.states import DeliveryState
 from stress.callback_server import CallbackServer
-from tests.unit.callback.courier_kit import PICTURE, completed
+from tests.unit.callback.courier_kit import PICTURE, completed, look_for_repeats
 from tests.unit.callback.raw_receiver import answering, answering_and_waiting, raw_receiver
 from tests.unit.callback.tracker_kit import BOUND_S, PNG, Desk, StartDesk
 
@@ -316,3 +316,25 @@ async def test_an_address_that_the_policy_refuses_is_an_error(start: StartDesk, 
     assert (delivery.state, delivery.status_code) == (DeliveryState.ERROR, None)
     assert "does not send to" in str(delivery.error)
     assert receiver.entries() == ()
+
+
+async def test_a_first_attempt_after_a_commit_that_stood_still_is_made_once(
+    desk: Desk, receiver: CallbackServer
+) -> None:
+    await desk.submit("job-1", callback_url=receiver.callback_url)
+    claim = await desk.claim_one()
+    going_on = threading.Event()
+    still = asyncio.create_task(desk.tracker._run(lambda _: going_on.wait(BOUND_S)))
+    completing = asyncio.create_task(desk.complete(claim, PICTURE))
+    await asyncio.sleep(0.2)  # The end waits for the commit; the courier looks for lost attempts behind it, and later.
+    desk.clock.advance(3600)
+    going_on.set()
+
+    assert await completing is True
+    delivery = (await desk.until_settled()).delivery
+    await look_for_repeats(desk)
+
+    assert delivery is not None
+    assert (delivery.state, delivery.attempts) == (DeliveryState.DELIVERED, 1)
+    assert len(receiver.entries()) == 1
+    await still
