@@ -8,10 +8,18 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
 from deployments.artifacts import ArtifactStore
-from deployments.errors import EngineBusy, EngineUnhealthy, RenderBroken, RenderCancelled, RenderingError
+from deployments.errors import (
+    ArtifactUnwritable,
+    EngineBusy,
+    EngineUnhealthy,
+    RenderBroken,
+    RenderCancelled,
+    RenderingError,
+)
 from deployments.job import EventSink, RenderJob
 from deployments.render import RenderRequest
 from observability.logs import get_logger, job_context
@@ -21,6 +29,8 @@ _log = get_logger("engine")
 _TAIL_BACKLOG = 2  # pictures on their way to the store; more would only pile up memory behind a slow disk
 _WATCH_INTERVAL_S = 1.0
 _LOST_CLOSE_S = 0.5
+STORE_TIMEOUT_S = 120.0
+"""A store that takes a picture for longer than this hangs, and the thread that waits for it, too."""
 NEWS_S = 0.25
 """Events of this long ago have left the process, whatever becomes of it."""
 
@@ -74,11 +84,13 @@ class Engine:
         queue_size: int = 8,
         tail_threads: int = 1,
         step_timeout_s: float = 120.0,
+        store_timeout_s: float = STORE_TIMEOUT_S,
     ) -> None:
         self._renderer = renderer
         self._artifacts = artifacts
         self._replica_id = replica_id
         self._step_timeout_s = step_timeout_s
+        self._store_timeout_s = store_timeout_s
         self._waiting = _Waiting(queue_size)
         self._tail: queue.Queue[tuple[RenderJob, Picture] | None] = queue.Queue(_TAIL_BACKLOG * tail_threads)
         self._active: set[RenderJob] = set()
@@ -118,7 +130,7 @@ class Engine:
         return job
 
     def check_health(self) -> None:
-        """Raise EngineUnhealthy if the device is lost: a step never came, or a failure could not be recovered."""
+        """Raise EngineUnhealthy if a step never came, a failure could not be recovered, or the picture store hangs."""
         if self._lost is not None:
             raise EngineUnhealthy(str(self._lost))
         if self._closing.is_set():
@@ -160,11 +172,14 @@ class Engine:
             self._active.add(job)
             if alone:
                 self._let_news_leave(job)
-            # The device may have been lost meanwhile, and the job been given up with it.
+            if self._lost is not None:
+                # Meanwhile; between the queue and the device it may have been overlooked when the others were told.
+                job.abandon(self._lost)
             picture = None if self._lost else self._render(job, alone=alone)
             if picture is None:
                 self._active.discard(job)
             else:
+                job.rest()
                 self._tail.put((job, picture))
             if alone:
                 self._let_news_leave(job)
@@ -211,6 +226,7 @@ class Engine:
         return True
 
     def _publish(self, job: RenderJob, picture: Picture) -> None:
+        job.resume()
         try:
             picture.wait()
         except Exception as error:  # noqa: BLE001  (the device failed, behind the back of its thread)
@@ -226,15 +242,19 @@ class Engine:
             job.fail(_as_failure(error))
 
     def _watch(self) -> None:
-        interval_s = min(_WATCH_INTERVAL_S, self._step_timeout_s / 4)
-        while not self._closing.wait(interval_s):
-            horizon = time.monotonic() - self._step_timeout_s
-            hung = [job for job in tuple(self._active) if job.moved_at is not None and job.moved_at < horizon]
-            if hung:
-                ids = ", ".join(job.request.job_id for job in hung)
-                _log.error("no progress for %g s in %s: the device is given up", self._step_timeout_s, ids)
+        interval_s = min(_WATCH_INTERVAL_S, self._step_timeout_s / 4, self._store_timeout_s / 4)
+        while self._lost is None and not self._closing.wait(interval_s):
+            now, active = time.monotonic(), tuple(self._active)
+            if hung := [job for job in active if _is_older(job.moved_at, now - self._step_timeout_s)]:
+                _log.error("no progress for %g s in %s: the device is given up", self._step_timeout_s, _ids(hung))
                 self._lose(EngineUnhealthy(f"The device made no progress for {self._step_timeout_s:g} seconds."))
-                return
+            elif hung := [job for job in active if _is_older(job.storing_since, now - self._store_timeout_s)]:
+                sentence = f"The picture store did not answer for {self._store_timeout_s:g} seconds."
+                _log.error("%s The process is given up; it was storing %s", sentence, _ids(hung))
+                # None of these is to blame; and whoever waits for the device only finds another one.
+                for job in active:
+                    job.fail(ArtifactUnwritable(sentence))
+                self._lose(EngineUnhealthy(sentence))
 
     def _lose(self, error: EngineUnhealthy) -> None:
         self._lost = error
@@ -289,6 +309,14 @@ class _Waiting:
             self._counted.clear()
             self._changed.notify_all()
             return left
+
+
+def _is_older(moment: float | None, horizon: float) -> bool:
+    return moment is not None and moment < horizon
+
+
+def _ids(jobs: Iterable[RenderJob]) -> str:
+    return ", ".join(job.request.job_id for job in jobs)
 
 
 def _as_failure(error: Exception) -> RenderingError:

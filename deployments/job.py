@@ -35,10 +35,13 @@ class RenderJob:
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}
         self.moved_at: float | None = None
-        """When this job last made progress on the device (monotonic seconds); None before and after."""
+        """When this job last made progress on the device (monotonic seconds); None when it waits for nothing of it."""
+        self.storing_since: float | None = None
+        """When its picture was handed to the store (monotonic seconds); None before."""
         self._on_event = on_event
         self._withdraw = withdraw
         self._deadline = float("inf")
+        self._rested_at = 0.0
         self._stage: Stage | None = None
         self._stage_began = 0.0
         self._step = 0
@@ -70,10 +73,19 @@ class RenderJob:
         self._stage = stage
         self._report()
 
+    def rest(self) -> None:
+        """Say that the device was told all that it is to do, and that the picture waits for its turn to be stored."""
+        self.moved_at, self._rested_at = None, time.monotonic()
+
+    def resume(self) -> None:
+        """Say that the picture's turn has come. The wait for it counts for no limit: others' pictures took so long."""
+        self.moved_at = time.monotonic()
+        self._deadline += self.moved_at - self._rested_at
+
     def leave_device(self) -> None:
-        """Say that the device has nothing more to do for this job: what takes long from here is not its fault."""
+        """Say that the device has nothing more to do for this job: what takes long from here is the store's doing."""
         self.enter("storing")
-        self.moved_at = None
+        self.moved_at, self.storing_since = None, time.monotonic()
 
     def step_done(self, step: int) -> None:
         """Report that `step` denoising steps are done."""

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import tiny_pipelines
+from steered_renderer import SteeredRenderer
 
 from deployments.artifacts import ArtifactStore
 from deployments.engine import Engine
@@ -29,6 +30,30 @@ def start(store: ArtifactStore) -> Iterator[Callable[..., Engine]]:
     yield start_engine
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def renderer() -> Iterator[SteeredRenderer]:
+    """What the engines of `steer` drive."""
+    renderer = SteeredRenderer()
+    yield renderer
+    renderer.permit(1000)
+
+
+@pytest.fixture
+def steer(renderer: SteeredRenderer, store: ArtifactStore) -> Iterator[Callable[..., Engine]]:
+    """Start engines with given options; after the test they must end by themselves."""
+    engines: list[Engine] = []
+
+    def start(**options: float) -> Engine:
+        engine = Engine(renderer, store, **options)  # type: ignore[arg-type]
+        engine.start()
+        engines.append(engine)
+        return engine
+
+    yield start
+    renderer.permit(1000)
+    assert all(engine.close() for engine in engines)
 
 
 @pytest.fixture(scope="session")

@@ -2,81 +2,20 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from rendering_kit import Job, make_request, submit
+from rendering_kit import WAIT_S, Job, make_request, submit
+from steered_renderer import SteeredRenderer
 
 from deployments.artifacts import ArtifactStore
-from deployments.engine import NEWS_S, Engine
+from deployments.engine import NEWS_S, Engine, _Waiting
 from deployments.errors import DeviceOutOfMemory, EngineBusy, EngineUnhealthy, ModelUnusable, RenderBroken
 from deployments.job import RenderJob
 from deployments.pictures import PixelPicture
 from deployments.png import encode_png
 from deployments.render import RenderFailed, RenderProgress, RenderStarted
-
-WAIT_S = 60
-
-
-@dataclass
-class SteeredRenderer:
-    """Each step waits for a permit; `fail` maps a prompt to what rendering it raises."""
-
-    permits: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
-    fail: dict[str, Exception] = field(default_factory=dict)
-    load_error: Exception | None = None
-    recovery_error: Exception | None = None
-    recovered: list[Exception] = field(default_factory=list)
-    rendered: list[str] = field(default_factory=list)
-    device: str = "steered"
-
-    def load(self) -> None:
-        if self.load_error:
-            raise self.load_error
-
-    def render(self, job: RenderJob) -> PixelPicture:
-        self.rendered.append(job.request.job_id)
-        job.enter("denoising")
-        for step in range(1, job.request.num_inference_steps + 1):
-            assert self.permits.acquire(timeout=WAIT_S)
-            if job.request.prompt in self.fail:
-                raise self.fail[job.request.prompt]
-            job.checkpoint()
-            job.step_done(step)
-        return PixelPicture(np.zeros((job.request.height, job.request.width, 3), np.uint8))
-
-    def recover(self, error: Exception) -> None:
-        self.recovered.append(error)
-        if self.recovery_error:
-            raise self.recovery_error
-
-    def permit(self, steps: int = 1) -> None:
-        self.permits.release(steps)
-
-
-@pytest.fixture
-def renderer() -> Iterator[SteeredRenderer]:
-    renderer = SteeredRenderer()
-    yield renderer
-    renderer.permit(1000)
-
-
-@pytest.fixture
-def steer(renderer: SteeredRenderer, store: ArtifactStore) -> Iterator[Callable[..., Engine]]:
-    engines: list[Engine] = []
-
-    def start(**options: float) -> Engine:
-        engine = Engine(renderer, store, **options)  # type: ignore[arg-type]
-        engine.start()
-        engines.append(engine)
-        return engine
-
-    yield start
-    renderer.permit(1000)
-    assert all(engine.close() for engine in engines)
 
 
 def test_a_job_reports_start_steps_and_a_picture_that_is_stored(
@@ -210,29 +149,6 @@ def test_a_step_that_never_comes_makes_the_engine_unhealthy(
         engine.check_health()
 
 
-def test_storing_a_picture_overlaps_the_next_job(
-    steer: Callable[..., Engine], renderer: SteeredRenderer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    disk = threading.Event()
-    publish = ArtifactStore.publish
-
-    def slow(self: ArtifactStore, key: str, *rest: object) -> object:
-        assert disk.wait(WAIT_S)
-        return publish(self, key, *rest)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(ArtifactStore, "publish", slow)
-    engine = steer()
-    first, second = submit(engine, job_id="first"), submit(engine, job_id="second")
-    renderer.permit(5)
-    second.until(lambda event: isinstance(event, RenderProgress) and event.step == 2)
-    first.until_stage("storing")
-    assert first.events.empty()
-    disk.set()
-    renderer.permit(1)
-    first.finished()
-    second.finished()
-
-
 def test_a_job_that_is_rendered_alone_shares_the_engine_with_none(
     steer: Callable[..., Engine], renderer: SteeredRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,15 +188,6 @@ def test_a_job_that_is_rendered_alone_shares_the_engine_with_none(
     # The news of its beginning has left before anything can happen to it.
     assert moments["b"] >= NEWS_S > moments["a"]
     assert happened == ["a begun", "a stored", "b begun", "b stored", "c begun", "c stored"]
-
-
-def test_a_store_that_cannot_be_written_fails_the_job_with_its_code(
-    renderer: SteeredRenderer, steer: Callable[..., Engine], store: ArtifactStore
-) -> None:
-    Path(store.root).parent.mkdir(exist_ok=True)
-    Path(store.root).write_text("a file where the folder should be")
-    renderer.permit(3)
-    assert submit(steer()).failed().error_code == "artifact_unwritable"
 
 
 def test_a_model_that_does_not_load_is_said_by_start(renderer: SteeredRenderer, store: ArtifactStore) -> None:
@@ -341,6 +248,24 @@ def test_a_device_that_fails_behind_its_thread_is_given_up(
     assert isinstance(submit(engine).end(), EngineUnhealthy)
     with pytest.raises(EngineUnhealthy, match="RuntimeError"):
         engine.check_health()
+
+
+def test_a_job_between_the_queue_and_a_device_that_is_lost_is_told(
+    steer: Callable[..., Engine], renderer: SteeredRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = steer()
+    take = _Waiting.take
+
+    def lost_meanwhile(self: _Waiting) -> RenderJob | None:
+        job = take(self)
+        if job is not None:
+            engine._lose(EngineUnhealthy("The device is lost."))
+        return job
+
+    monkeypatch.setattr(_Waiting, "take", lost_meanwhile)
+    submit(engine)  # The device's thread is in the true `take` already.
+    renderer.permit(3)
+    assert isinstance(submit(engine, job_id="second").end(), EngineUnhealthy)
 
 
 def test_a_job_that_waits_to_be_alone_is_given_up_with_the_device(
