@@ -11,6 +11,7 @@ from ray.serve.exceptions import RayServeException
 
 from callback.records import Claim, Finish, Picture, Progress, Release
 from callback.states import JobState
+from deployments.engine import STORE_TIMEOUT_S
 from deployments.errors import EngineBusy
 from deployments.render import (
     RenderEvent,
@@ -19,14 +20,23 @@ from deployments.render import (
     RenderProgress,
     RenderRequest,
     RenderStarted,
+    Stage,
 )
 from observability.logs import get_logger
 from serve_app.job_request import JobRequest, JobResult
 
 TIMEOUT_GRACE_S = 10.0
 """The engine ends a job at its timeout; when it does not, the wait for it ends this much later."""
+STORING_GRACE_S = STORE_TIMEOUT_S + 60.0
+"""A picture that the device has finished may wait this much longer: for the engine to give up on the store."""
+
+_BEYOND_THE_DEVICE: frozenset[Stage] = frozenset({"decoding", "storing"})
 
 _log = get_logger("dispatcher")
+
+
+class _Overdue(Exception):
+    """The replica did not end the job in time. Not a TimeoutError: Ray's own errors are some, too."""
 
 
 class Response(Protocol):
@@ -119,8 +129,8 @@ class Attempt:
             return self._failure("render_error", "This version of the service cannot read the job.")
         try:
             return await self._render(request)
-        except TimeoutError:
-            return self._timeout()
+        except _Overdue:
+            return self._after_silence()
         except EngineBusy as error:
             self._listener.no_replica(str(error))
             return self._release(str(error))
@@ -162,18 +172,27 @@ class Attempt:
         )
 
     async def _events(self, response: Response) -> AsyncIterator[RenderEvent]:
-        """Yield the replica's events; raises TimeoutError when a started job outlives its timeout and the grace."""
+        """Yield the replica's events; raises `_Overdue` when a started job outlives its timeout and the grace."""
         loop = asyncio.get_running_loop()
-        ends_at: float | None = None
+        started_at: float | None = None
         while True:
-            if self.started_at is not None and ends_at is None:
-                ends_at = loop.time() + self._job_timeout_s + TIMEOUT_GRACE_S
+            if self.started_at is not None and started_at is None:
+                started_at = loop.time()
             try:
-                async with asyncio.timeout_at(ends_at):
+                async with asyncio.timeout_at(None if started_at is None else started_at + self._bound_s()) as bound:
                     event = await anext(response)
             except StopAsyncIteration:
                 return
+            except TimeoutError:
+                if bound.expired():
+                    raise _Overdue from None
+                raise
             yield event
+
+    def _bound_s(self) -> float:
+        """Return how long after its start the job must have ended."""
+        grace_s = STORING_GRACE_S if self.progress.stage in _BEYOND_THE_DEVICE else TIMEOUT_GRACE_S
+        return self._job_timeout_s + grace_s
 
     def _take(self, event: RenderEvent) -> Finish | Release | None:
         """Note an event; return what to report if it was the last one."""
@@ -225,6 +244,13 @@ class Attempt:
             return self._failure("cancelled", "The client cancelled the job.")
         return self._release("its ingress replica was stopped")
 
+    def _after_silence(self) -> Finish | Release:
+        if self.progress.stage in _BEYOND_THE_DEVICE:
+            reason = "the picture was rendered, and could not be stored in time"
+            self._listener.no_storage(f"A picture could not be stored within {STORING_GRACE_S:g} s.")
+            return self._release(reason)
+        return self._timeout()
+
     def _timeout(self) -> Finish:
         sentence = f"Rendering took longer than {self._job_timeout_s:g} s."
         return self._finish(JobState.TIMEOUT, error=sentence, error_code="job_timeout")
@@ -232,8 +258,12 @@ class Attempt:
     def _failure(self, error_code: str, error: str) -> Finish:
         return self._finish(JobState.FAILED, error=error, error_code=error_code)
 
-    def _completion(self, event: RenderFinished) -> Finish:
+    def _completion(self, event: RenderFinished) -> Finish | Release:
         artifact = event.artifact
+        if artifact.key != self.claim.artifact_key:
+            # It cannot be; but nobody may ever get somebody else's picture.
+            _log.error("a replica told of another job's picture", extra={"attempt": self.claim.attempt})
+            return self._release("the replica told of another job's picture", blamed=True)
         picture = Picture(artifact.key, artifact.sha256, artifact.size_bytes, artifact.width, artifact.height)
         result = JobResult(
             seed=event.seed, determinism=event.determinism, seconds=event.seconds, warnings=list(event.warnings)

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from callback.errors import Unavailable
@@ -37,7 +37,9 @@ def claim(key: str = "k1", attempt: int = 1, request_json: str | None = None) ->
     return Claim(key, f"job-{key}", attempt, "m", request_json or REQUEST.model_dump_json(), f"{key}/{attempt}.png")
 
 
-FINISHED = RenderFinished(ArtifactRef("k", "0" * 64, 1, 64, 64), 1, "exact")
+OWN_PICTURE = "its own"
+"""As the key of a picture in a script: that of the job which plays it."""
+FINISHED = RenderFinished(ArtifactRef(OWN_PICTURE, "0" * 64, 1, 64, 64), 1, "exact")
 
 
 @dataclass
@@ -153,10 +155,16 @@ class FakeHandle:
 
     def remote(self, request: RenderRequest) -> FakeResponse:
         self.requests.append(request)
-        response = FakeResponse(self._scripts.pop(0), self._on_cancel)
+        response = FakeResponse([_of(request, one) for one in self._scripts.pop(0)], self._on_cancel)
         self.responses.append(response)
         self.called.set()
         return response
+
+
+def _of(request: RenderRequest, event: Any) -> Any:
+    if isinstance(event, RenderFinished) and event.artifact.key == OWN_PICTURE:
+        return replace(event, artifact=replace(event.artifact, key=request.artifact_key))
+    return event
 
 
 class FakeTogether:
