@@ -92,6 +92,12 @@ class TrackerClient:
         self._room = asyncio.Semaphore(BATCHES_UNDER_WAY)
         self._lookups = Lookups(self._find)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pumping: asyncio.Task[None] | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether commands are sent no more: after `close`, or because of a bug."""
+        return self._pumping is not None and self._pumping.done()
 
     @property
     def silent_s(self) -> float:
@@ -107,7 +113,7 @@ class TrackerClient:
         Raises `TrackerUnavailable`.
         """
         await self._take_over_if_older()
-        self._spawn(self._pump())
+        self._pumping = self._spawn(self._pump())
         self._spawn(self._watch_over_successors())
 
     async def _take_over_if_older(self) -> None:
@@ -156,10 +162,11 @@ class TrackerClient:
         # A tracker of older code says nothing about when it was configured.
         return self._connected_at > getattr(found, "configured_at", 0.0)
 
-    def _spawn(self, work: Any) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
         """Stop sending; commands that wait fail. The tracker itself lives on."""

@@ -1,7 +1,8 @@
 """What this ingress replica knows of the open jobs, kept fresh by one change stream.
 
-Polls, long polls and queue positions of open jobs are answered from here, without a call to the tracker. A final state
-is never answered from memory: the id may have been given to a new job by another replica a moment ago.
+Polls, long polls and queue positions of open jobs are answered from here, without a call to the tracker: as the stream
+has told them, some 50 ms ago. A final state is never answered from memory: the id may have been given to a new job by
+another replica a moment ago.
 """
 
 import asyncio
@@ -54,6 +55,7 @@ class Mirror:
         self._on_reset = on_reset
         self._open: dict[str, JobView] = {}
         self._keys: dict[tuple[str, str], str] = {}
+        self._ended_here: set[str] = set()
         self._waiting: dict[str, dict[str, SortedDict[int, str]]] = defaultdict(dict)
         self._processing: dict[str, set[str]] = defaultdict(set)
         self._watches: defaultdict[str, set[_Watch]] = defaultdict(set)
@@ -80,6 +82,7 @@ class Mirror:
     def _start_afresh(self) -> None:
         self._open.clear()
         self._keys.clear()
+        self._ended_here.clear()
         self._waiting.clear()
         self._processing.clear()
         for watches in self._watches.values():
@@ -88,6 +91,10 @@ class Mirror:
                 watch.changed.set()
 
     def _apply(self, view: JobView) -> None:
+        if view.key in self._ended_here:
+            if view.state not in FINAL:
+                return  # Told late: whoever was answered that it had ended must not hear otherwise.
+            self._ended_here.discard(view.key)
         identity = (view.owner, view.job_id)
         if view.state in FINAL:
             self._open.pop(view.key, None)
@@ -128,6 +135,12 @@ class Mirror:
         if holder is not None and holder.seq < view.seq:
             self._open[view.key] = view
             self._keys[identity] = view.key
+
+    def ended(self, view: JobView) -> None:
+        """Let a job that a command of ours has ended be open no more, before the stream tells of it."""
+        if view.key in self._open:
+            self._apply(view)
+            self._ended_here.add(view.key)
 
     async def find(self, owner: str, job_id: str) -> JobView | None:
         """Return the current job with the client's id; the tracker is asked for all but open jobs.

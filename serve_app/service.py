@@ -17,7 +17,7 @@ from callback.client import TrackerClient
 from callback.egress import EgressPolicy
 from callback.errors import TrackerError
 from callback.records import JobView, NewJob, Picture, Submit
-from callback.states import JobState
+from callback.states import FINAL, JobState
 from deployments.adapters import AdapterCatalogue
 from deployments.artifacts import ArtifactStore
 from deployments.models import ModelDescription, ModelSettings, describe
@@ -168,6 +168,13 @@ class Service:
             self._dispatchers[view.model].expect()
         return view
 
+    async def cancel(self, owner: str, job_id: str) -> JobView:
+        """Have the job cancelled. Raises what the tracker raises."""
+        view = await self.client.cancel(owner, job_id)
+        if view.state in FINAL:
+            self.mirror.ended(view)
+        return view
+
     async def long_poll(self, view: JobView, wait_s: float) -> JobView:
         """Wait for the job's end; with too many waiters already, answer at once."""
         if self._long_polls >= MAX_LONG_POLLS or self.stopping:
@@ -181,6 +188,8 @@ class Service:
     def check_health(self) -> None:
         """Raise if a background loop has ended, so that Serve replaces this replica."""
         ended = [task.get_name() for task in self._tasks if task.done()]
+        if self.client.has_ended:
+            ended.append("sending of commands")
         if ended and not self.stopping:
             raise RuntimeError(f"Background work has ended: {', '.join(ended)}.")
 

@@ -80,7 +80,7 @@ def router(service: Service) -> APIRouter:
     @routes.delete("/inference/{job_id}", responses=documented(401, 403, 404, 409, 422, 429, 503))
     async def cancel(caller: Annotated[Caller, may_submit], job_id: JobId) -> JobStatus:
         """Cancel a job: a queued one ends at once, a running one at its next denoising step."""
-        return show(service, caller, await service.client.cancel(caller.owner, job_id))
+        return show(service, caller, await service.cancel(caller.owner, job_id))
 
     @routes.post("/inference/{job_id}/redeliver", responses=documented(401, 403, 404, 409, 422, 429, 503))
     async def redeliver(caller: Annotated[Caller, may_submit], job_id: JobId) -> JobStatus:

@@ -360,3 +360,17 @@ async def test_the_first_command_is_sent_at_once_and_those_that_follow_it_closel
     assert time.monotonic() - began < 0.3
     await asyncio.gather(*(client.submit(Submit(new_job(f"job-{n}"))) for n in range(5)))
     assert batches == [1, 5]
+
+
+async def test_a_client_whose_sending_has_ended_by_a_bug_says_so(
+    connect: Callable[..., TrackerClient], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: TrackerClient) -> None:
+        raise RuntimeError("a bug")
+
+    client = connect(Cluster(late(identity_of(TrackerConfig("sqlite:///unused")), 0.0)))
+    assert not client.has_ended
+    monkeypatch.setattr(TrackerClient, "_pump", broken)
+    await client.start()
+    await asyncio.sleep(0.01)
+    assert client.has_ended

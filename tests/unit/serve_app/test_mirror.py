@@ -151,3 +151,24 @@ async def test_positions_count_that_owners_take_turns(mirror: Mirror, tracker: F
     await tell(mirror, tracker, view("a1", "a1", seq=1, owner="a", state=JobState.PROCESSING, started_at=1.0))
     assert mirror.position(views[5]) == 2
     assert mirror.has_queued("m")
+
+
+async def test_a_job_that_was_cancelled_here_is_open_no_more_whatever_the_stream_tells_late(
+    mirror: Mirror, tracker: FakeTracker
+) -> None:
+    await tell(mirror, tracker, view())
+    cancelled = view(state=JobState.FAILED, error_code="cancelled")
+    tracker.answers["job"] = cancelled
+    mirror.ended(cancelled)
+    assert await mirror.find("public", "job") == cancelled
+    assert mirror.position(view("k2", "job2", seq=2)) == 1
+
+    await tell(mirror, tracker, view())  # As it was before.
+    assert await mirror.find("public", "job") == cancelled
+    await tell(mirror, tracker, cancelled)
+    assert await mirror.find("public", "job") == cancelled
+    assert tracker.asked == ["job"] * 3
+
+    # A tracker that took over tells everything anew.
+    await tell(mirror, tracker, view(), reset=True)
+    assert await mirror.find("public", "job") == view()
