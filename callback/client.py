@@ -1,7 +1,7 @@
-"""The way to the tracker from other processes: find it, create it, replace it, send commands that survive its death.
+"""What other processes ask of the tracker, and commands that survive its death.
 
 Commands of many callers travel together. Each is idempotent, so after a lost answer the same commands are sent again to
-whoever is the tracker then; handles to a dead actor never heal, so it is found anew by name.
+whoever is the tracker then.
 """
 
 import asyncio
@@ -10,12 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
-import ray
-from packaging.version import Version
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
-
-from callback.actor import TrackerActor
-from callback.config import TRACKER_NAME, TRACKER_NAMESPACE, TrackerConfig, code_fingerprint, code_version
+from callback.config import TRACKER_NAME, TrackerConfig
+from callback.connection import RETRY_PAUSE_S, TrackerConnection
 from callback.errors import REFUSALS, SILENCE, JobNotFound, StoreUnavailable, TrackerError, TrackerUnavailable
 from callback.lookups import Identity, Lookups
 from callback.records import (
@@ -38,22 +34,13 @@ from callback.records import (
     Renew,
     Submit,
     TrackerHealth,
-    TrackerIdentity,
 )
 from callback.states import JobState
 from observability.logs import get_logger
 
-ANSWER_TIMEOUT_S = 5.0
-"""A call that has no answer by then is sent again."""
 LOOKUP_TIMEOUT_S = 10.0
 """How long the tracker is asked for jobs that somebody looks up."""
 CHANGES_MARGIN_S = 3.0
-START_TIMEOUT_S = 60.0
-"""How long a new tracker may take from its creation to its first answer."""
-RETIRE_TIMEOUT_S = 10.0
-RETRY_PAUSE_S = 0.1
-WATCH_PAUSE_S = 1.0
-PAUSE_TOLERANCE_S = 1.0
 MAX_BATCH = 256
 BATCHES_UNDER_WAY = 2
 """Two, so that one is on its way while the other is being committed; more would only make batches smaller."""
@@ -78,16 +65,7 @@ class TrackerClient:
     def __init__(
         self, config: TrackerConfig, pictures: PictureStore, *, name: str = TRACKER_NAME, takeover_after_s: float = 10.0
     ) -> None:
-        self._config = config
-        self._pictures = pictures
-        self._name = name
-        self._takeover_after_s = takeover_after_s
-        self._connected_at = time.time()
-        self._handle: Any = None
-        self._resolving = asyncio.Lock()
-        self._last_answer = time.monotonic()
-        self._patient_until = time.monotonic() + START_TIMEOUT_S / 2
-        self._lost = asyncio.Event()
+        self._connection = TrackerConnection(config, pictures, name, takeover_after_s)
         self._waiting: asyncio.Queue[_Pending] = asyncio.Queue(MAX_WAITING)
         self._room = asyncio.Semaphore(BATCHES_UNDER_WAY)
         self._lookups = Lookups(self._find)
@@ -99,68 +77,14 @@ class TrackerClient:
         """Whether commands are sent no more: after `close`, or because of a bug."""
         return self._pumping is not None and self._pumping.done()
 
-    @property
-    def silent_s(self) -> float:
-        """Seconds since the tracker last answered anything."""
-        return time.monotonic() - self._last_answer
-
-    def _is_impatient(self) -> bool:
-        return time.monotonic() > self._patient_until
-
     async def start(self) -> None:
         """Make sure that a tracker with this code and configuration runs: create it, or take over from an older one.
 
         Raises `TrackerUnavailable`.
         """
-        await self._take_over_if_older()
+        await self._connection.take_over_if_older()
         self._pumping = self._spawn(self._pump())
-        self._spawn(self._watch_over_successors())
-
-    async def _take_over_if_older(self) -> None:
-        identity = await self._identity()
-        while self._supersedes(identity):
-            _log.warning("taking over from another tracker", extra={"found": str(identity)})
-            await self._retire(await self._resolve())
-            identity = await self._identity()
-
-    async def _watch_over_successors(self) -> None:
-        """Look at every tracker that follows one which died: a replica of an older release may have made it."""
-        while True:
-            await self._lost.wait()
-            self._lost.clear()
-            try:
-                await self._take_over_if_older()
-            except Exception as error:  # noqa: BLE001 - whatever Ray raises must not end the watch for ever
-                _log.warning("the tracker's successor cannot be looked at", extra={"cause": str(error)})
-                self._lost.set()
-                await asyncio.sleep(WATCH_PAUSE_S)
-
-    async def _identity(self) -> TrackerIdentity:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        return cast(TrackerIdentity, await self._call(lambda tracker: tracker.identity.remote(), deadline=deadline))
-
-    async def _retire(self, handle: Any) -> None:
-        try:
-            await self._ask(handle.retire.remote(), RETIRE_TIMEOUT_S)
-        except (RayError, TimeoutError, AttributeError):
-            _log.warning("the older tracker did not retire by itself")
-        await self._replace(handle)
-
-    def _supersedes(self, found: TrackerIdentity) -> bool:
-        """Tell whether our code or configuration shall replace what runs.
-
-        Newer code replaces older; of the same code, or of code of the same age, whoever connected last.
-        """
-        ours, theirs = code_version(), found.code_version
-        config = self._config.fingerprint(self._pictures.identity)
-        if (found.code_fingerprint, theirs[0], found.config_fingerprint) == (code_fingerprint(), ours[0], config):
-            return False
-        order = (Version(ours[0]), ours[1]), (Version(theirs[0]), theirs[1])
-        is_other_code = (found.code_fingerprint, theirs[0]) != (code_fingerprint(), ours[0])
-        if is_other_code and order[0] != order[1]:
-            return order[0] > order[1]
-        # A tracker of older code says nothing about when it was configured.
-        return self._connected_at > getattr(found, "configured_at", 0.0)
+        self._spawn(self._connection.watch_over_successors())
 
     def _spawn(self, work: Any) -> asyncio.Task[None]:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)
@@ -178,75 +102,6 @@ class TrackerClient:
             pending = self._waiting.get_nowait()
             if not pending.future.done():
                 pending.future.set_result(Rejected(TrackerUnavailable.code, SILENCE, retryable=True))
-
-    # ---- finding, creating, replacing ---------------------------------------------------------------------------
-
-    async def _resolve(self) -> Any:
-        async with self._resolving:
-            if self._handle is None:
-                self._handle = await asyncio.to_thread(self._find_or_create)
-            return self._handle
-
-    def _find_or_create(self) -> Any:
-        options = {
-            "name": self._name,
-            "namespace": TRACKER_NAMESPACE,
-            "lifetime": "detached",
-            "get_if_exists": True,
-            "max_restarts": -1,
-            "max_concurrency": 1000,
-            "num_cpus": 0,
-        }
-        return ray.remote(TrackerActor).options(**options).remote(self._config, self._pictures, self._connected_at)
-
-    def _forget(self, handle: Any) -> None:
-        if self._handle is handle:
-            self._handle = None
-            self._lost.set()
-            # Whoever comes next must not be replaced while it starts.
-            self._patient_until = time.monotonic() + START_TIMEOUT_S
-
-    async def _replace(self, handle: Any) -> None:
-        """End the actor behind `handle` for good; the epoch in the store keeps it harmless until it is really gone."""
-        await asyncio.to_thread(ray.kill, handle, no_restart=True)
-        self._forget(handle)
-
-    async def _ask(self, reference: Any, timeout_s: float) -> Any:
-        async with asyncio.timeout(timeout_s):
-            answer = await reference
-        self._last_answer, self._patient_until = time.monotonic(), 0.0
-        return answer
-
-    async def _call(
-        self, call: Callable[[Any], Any], *, deadline: float, answer_timeout_s: float = ANSWER_TIMEOUT_S
-    ) -> Any:
-        """Call the tracker until it answers; `deadline` is monotonic. Raises `TrackerUnavailable` and its errors."""
-        handle: Any = None
-        while True:
-            asked_at = time.monotonic()
-            timeout_s = min(answer_timeout_s, max(0.05, deadline - asked_at))
-            try:
-                async with asyncio.timeout(timeout_s):
-                    handle = await self._resolve()
-                return await self._ask(call(handle), timeout_s)
-            except RayTaskError as error:
-                self._last_answer = time.monotonic()
-                cause = error.cause
-                # A tracker that is being replaced says so; its successor will answer.
-                if not isinstance(cause, TrackerUnavailable):
-                    raise cause if isinstance(cause, TrackerError) else error from None
-            except (TimeoutError, GetTimeoutError):
-                if time.monotonic() - asked_at > 2 * timeout_s + PAUSE_TOLERANCE_S:
-                    # It was we who stood still: that says nothing about the tracker.
-                    self._last_answer = time.monotonic()
-                if handle is not None and self.silent_s > self._takeover_after_s and self._is_impatient():
-                    _log.error("tracker is silent; replacing it", extra={"silent_s": round(self.silent_s, 1)})
-                    await self._replace(handle)
-            except (RayActorError, ValueError):  # ValueError: the name was freed while we asked for it
-                self._forget(handle)
-            if time.monotonic() >= deadline:
-                raise TrackerUnavailable(SILENCE)
-            await asyncio.sleep(RETRY_PAUSE_S)
 
     # ---- commands -----------------------------------------------------------------------------------------------
 
@@ -286,7 +141,9 @@ class TrackerClient:
         # By itself: a tracker of an earlier release, about to be replaced, fails on it and on what comes with it.
         deadline = time.monotonic() + timeout_s
         try:
-            (answer,) = await self._call(lambda it: it.execute.remote(PROTOCOL_VERSION, (command,)), deadline=deadline)
+            (answer,) = await self._connection.call(
+                lambda it: it.execute.remote(PROTOCOL_VERSION, (command,)), deadline=deadline
+            )
         except TrackerError:
             raise
         except Exception as error:
@@ -348,7 +205,7 @@ class TrackerClient:
         """Send the batch, resolve what is answered, and return what has to be sent again."""
         commands = tuple(pending.command for pending in batch)
         try:
-            answers: tuple[Answer, ...] = await self._call(
+            answers: tuple[Answer, ...] = await self._connection.call(
                 lambda tracker: tracker.execute.remote(PROTOCOL_VERSION, commands),
                 deadline=min(pending.deadline for pending in batch),
             )
@@ -381,7 +238,7 @@ class TrackerClient:
                 # A tracker of an older release, which is about to be replaced, knows no such question.
                 return asyncio.gather(*(tracker.get.remote(*identity) for identity in identities))
 
-        return cast(tuple[JobView | None, ...], await self._call(ask, deadline=deadline))
+        return cast(tuple[JobView | None, ...], await self._connection.call(ask, deadline=deadline))
 
     async def jobs(
         self,
@@ -394,14 +251,16 @@ class TrackerClient:
     ) -> JobPage:
         """Return a page of jobs, newest first. Raises `Unavailable`."""
         deadline = time.monotonic() + timeout_s
-        page = await self._call(lambda tracker: tracker.jobs.remote(owner, states, before, limit), deadline=deadline)
+        page = await self._connection.call(
+            lambda tracker: tracker.jobs.remote(owner, states, before, limit), deadline=deadline
+        )
         return cast(JobPage, page)
 
     async def changes(self, cursor: Cursor, wait_s: float) -> Changes:
         """Return what changed since `cursor`, waiting up to `wait_s`. Raises `TrackerUnavailable`."""
         timeout_s = wait_s + CHANGES_MARGIN_S
         deadline = time.monotonic() + timeout_s
-        call = self._call(
+        call = self._connection.call(
             lambda tracker: tracker.changes.remote(cursor, wait_s), deadline=deadline, answer_timeout_s=timeout_s
         )
         return cast(Changes, await call)
@@ -409,7 +268,7 @@ class TrackerClient:
     async def health(self, *, timeout_s: float = 2.0) -> TrackerHealth:
         """Return the tracker's account of itself. Raises `TrackerUnavailable`."""
         deadline = time.monotonic() + timeout_s
-        health = await self._call(
+        health = await self._connection.call(
             lambda tracker: tracker.health.remote(), deadline=deadline, answer_timeout_s=timeout_s
         )
         return cast(TrackerHealth, health)

@@ -10,6 +10,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
 from callback import client as client_module
+from callback import connection as connection_module
 from callback.client import TrackerClient
 from callback.config import TrackerConfig, code_fingerprint, code_version
 from callback.errors import JobIdInUse, JobNotFound, StoreUnavailable, TrackerUnavailable
@@ -92,15 +93,16 @@ def late(answer: Any, after_s: float) -> Behaviour:
 
 @pytest.fixture
 async def connect(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., TrackerClient]]:
-    monkeypatch.setattr(client_module, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection_module, "ANSWER_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection_module, "RETRY_PAUSE_S", 0.001)
     monkeypatch.setattr(client_module, "RETRY_PAUSE_S", 0.001)
     clients: list[TrackerClient] = []
 
     def connect_to(cluster: Cluster) -> TrackerClient:
         client = TrackerClient(TrackerConfig("sqlite:///unused"), Pictures(), takeover_after_s=0.1)  # type: ignore[arg-type]
-        client._patient_until = 0.0  # the tracker has been there for long
-        monkeypatch.setattr(client, "_find_or_create", cluster.find)
-        monkeypatch.setattr(client_module.ray, "kill", cluster.kill)
+        client._connection._patient_until = 0.0  # the tracker has been there for long
+        monkeypatch.setattr(client._connection, "_find_or_create", cluster.find)
+        monkeypatch.setattr(connection_module.ray, "kill", cluster.kill)
         client._spawn(client._pump())
         clients.append(client)
         return client
@@ -261,7 +263,7 @@ async def test_a_tracker_of_older_code_that_follows_one_which_died_is_replaced(
 async def test_the_watch_over_successors_outlives_whatever_is_raised(
     connect: Callable[..., TrackerClient], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "WATCH_PAUSE_S", 0.001)
+    monkeypatch.setattr(connection_module, "WATCH_PAUSE_S", 0.001)
     client = connect(Cluster(silent))
     looked: list[int] = []
     done = asyncio.Event()
@@ -272,9 +274,9 @@ async def test_the_watch_over_successors_outlives_whatever_is_raised(
             raise RuntimeError("Ray raised what nobody expected")
         done.set()
 
-    monkeypatch.setattr(client, "_take_over_if_older", look)
-    client._spawn(client._watch_over_successors())
-    client._lost.set()
+    monkeypatch.setattr(client._connection, "take_over_if_older", look)
+    client._spawn(client._connection.watch_over_successors())
+    client._connection._lost.set()
 
     await asyncio.wait_for(done.wait(), BOUND_S)
 
@@ -297,7 +299,7 @@ async def test_newer_code_and_the_later_configuration_count(
     config = TrackerConfig("sqlite:///unused")
     client = connect(Cluster(silent))
 
-    assert client._supersedes(replace(identity_of(config), **found)) is replaced
+    assert client._connection._supersedes(replace(identity_of(config), **found)) is replaced
 
 
 async def test_a_cancel_of_an_unknown_job_is_refused(connect: Callable[..., TrackerClient]) -> None:
