@@ -168,7 +168,10 @@ class Settings(BaseSettings):
 
     # ---- reliability and retention
     lease_s: float = Field(
-        default=15.0, ge=1, description="A job whose dispatcher is silent that long is given to another."
+        default=15.0,
+        ge=1,
+        description="A job whose dispatcher is silent that long is given to another. Below some 6 s, a job store that "
+        "stands still costs attempts that are under way.",
     )
     max_attempts: int = Field(default=3, ge=1, description="Replicas that a job may take down before it is failed.")
     tracker_takeover_s: float = Field(default=10.0, ge=1, description="A tracker silent that long is replaced.")
