@@ -49,5 +49,5 @@ format: $(READY) ## put the code into shape
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:           ## remove what the targets made
+clean:           ## remove what the targets made, .darkroom too: the jobs and pictures of serve
 	rm -rf $(VENV) .darkroom out build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,7 +40,7 @@ class SignedRequest:
 def check_installed() -> None:
     """Raise RuntimeError if the library that checks signatures is missing."""
     if find_spec("bittensor_wallet") is None:
-        raise RuntimeError("Signed requests (hotkey) need bittensor-wallet: pip install 'darkroom[signed]'.")
+        raise RuntimeError("Signed requests (hotkey) need bittensor-wallet: install the extra `signed` on each node.")
 
 
 def is_signed(headers: Mapping[str, str]) -> bool:
