@@ -29,8 +29,9 @@ _log = get_logger("engine")
 _TAIL_BACKLOG = 2  # pictures on their way to the store; more would only pile up memory behind a slow disk
 _WATCH_INTERVAL_S = 1.0
 _LOST_CLOSE_S = 0.5
-STORE_TIMEOUT_S = 120.0
-"""A store that takes a picture for longer than this hangs, and the thread that waits for it, too."""
+STORE_TIMEOUT_S = 600.0
+"""A store that takes a picture for longer than this hangs, and the thread that waits for it, too. Clients of object
+stores give up by themselves before, after some six minutes of retries."""
 NEWS_S = 0.25
 """Events of this long ago have left the process, whatever becomes of it."""
 
@@ -251,15 +252,19 @@ class Engine:
             elif hung := [job for job in active if _is_older(job.storing_since, now - self._store_timeout_s)]:
                 sentence = f"The picture store did not answer for {self._store_timeout_s:g} seconds."
                 _log.error("%s The process is given up; it was storing %s", sentence, _ids(hung))
-                # None of these is to blame; and whoever waits for the device only finds another one.
-                for job in active:
-                    job.fail(ArtifactUnwritable(sentence))
-                self._lose(EngineUnhealthy(sentence))
+                # None of those on their way is to blame; and whoever waits for the device only finds another one.
+                self._lose(EngineUnhealthy(sentence), ArtifactUnwritable(sentence))
 
-    def _lose(self, error: EngineUnhealthy) -> None:
+    def _lose(self, error: EngineUnhealthy, failure: RenderingError | None = None) -> None:
+        """Take no more jobs; those on their way end with the device, or with a failure of their own."""
         self._lost = error
-        for job in (*self._waiting.close(), *tuple(self._active)):
+        for job in self._waiting.close():
             job.abandon(error)
+        for job in tuple(self._active):
+            if failure is None:
+                job.abandon(error)
+            else:
+                job.fail(failure)
 
 
 class _Waiting:

@@ -37,7 +37,7 @@ class RenderJob:
         self.moved_at: float | None = None
         """When this job last made progress on the device (monotonic seconds); None when it waits for nothing of it."""
         self.storing_since: float | None = None
-        """When its picture was handed to the store (monotonic seconds); None before."""
+        """When its picture began to be encoded and stored (monotonic seconds); None before."""
         self._on_event = on_event
         self._withdraw = withdraw
         self._deadline = float("inf")
@@ -75,6 +75,8 @@ class RenderJob:
 
     def rest(self) -> None:
         """Say that the device was told all that it is to do, and that the picture waits for its turn to be stored."""
+        # The seconds until the picture is in host memory still count for the stage before.
+        self._emit(RenderProgress("storing", self._step, self.request.num_inference_steps))
         self.moved_at, self._rested_at = None, time.monotonic()
 
     def resume(self) -> None:
@@ -83,8 +85,9 @@ class RenderJob:
         self._deadline += self.moved_at - self._rested_at
 
     def leave_device(self) -> None:
-        """Say that the device has nothing more to do for this job: what takes long from here is the store's doing."""
-        self.enter("storing")
+        """Say that the device has nothing more to do for this job: what takes long from here is not its fault."""
+        self._close_stage()
+        self._stage = "storing"
         self.moved_at, self.storing_since = None, time.monotonic()
 
     def step_done(self, step: int) -> None:

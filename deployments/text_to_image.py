@@ -106,7 +106,7 @@ class TextToImage:
         return describe(self._model)
 
     def check_health(self) -> None:
-        """Raise EngineUnhealthy when the device is lost; Serve then replaces this replica."""
+        """Raise EngineUnhealthy when the device is lost or the store hangs; Serve then replaces this replica."""
         try:
             self._engine.check_health()
         except EngineUnhealthy:

@@ -20,17 +20,14 @@ from deployments.render import (
     RenderProgress,
     RenderRequest,
     RenderStarted,
-    Stage,
 )
 from observability.logs import get_logger
 from serve_app.job_request import JobRequest, JobResult
 
 TIMEOUT_GRACE_S = 10.0
-"""The engine ends a job at its timeout; when it does not, the wait for it ends this much later."""
+"""The engine ends a job on its device at its timeout; when it does not, the wait for it ends this much later."""
 STORING_GRACE_S = STORE_TIMEOUT_S + 60.0
 """A picture that the device has finished may wait this much longer: for the engine to give up on the store."""
-
-_BEYOND_THE_DEVICE: frozenset[Stage] = frozenset({"decoding", "storing"})
 
 _log = get_logger("dispatcher")
 
@@ -191,7 +188,7 @@ class Attempt:
 
     def _bound_s(self) -> float:
         """Return how long after its start the job must have ended."""
-        grace_s = STORING_GRACE_S if self.progress.stage in _BEYOND_THE_DEVICE else TIMEOUT_GRACE_S
+        grace_s = STORING_GRACE_S if self.progress.stage == "storing" else TIMEOUT_GRACE_S
         return self._job_timeout_s + grace_s
 
     def _take(self, event: RenderEvent) -> Finish | Release | None:
@@ -210,7 +207,6 @@ class Attempt:
                 if self.started_at is None:
                     # Replicas of an earlier release do not know the field, and always tell the start.
                     self.started_at = time.time() - (getattr(event, "since_start_s", None) or 0.0)
-                self._listener.finished(event.seconds)
                 return self._completion(event)
         return None
 
@@ -245,7 +241,7 @@ class Attempt:
         return self._release("its ingress replica was stopped")
 
     def _after_silence(self) -> Finish | Release:
-        if self.progress.stage in _BEYOND_THE_DEVICE:
+        if self.progress.stage == "storing":
             reason = "the picture was rendered, and could not be stored in time"
             self._listener.no_storage(f"A picture could not be stored within {STORING_GRACE_S:g} s.")
             return self._release(reason)
@@ -264,6 +260,7 @@ class Attempt:
             # It cannot be; but nobody may ever get somebody else's picture.
             _log.error("a replica told of another job's picture", extra={"attempt": self.claim.attempt})
             return self._release("the replica told of another job's picture", blamed=True)
+        self._listener.finished(event.seconds)
         picture = Picture(artifact.key, artifact.sha256, artifact.size_bytes, artifact.width, artifact.height)
         result = JobResult(
             seed=event.seed, determinism=event.determinism, seconds=event.seconds, warnings=list(event.warnings)

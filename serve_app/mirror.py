@@ -25,6 +25,8 @@ CHANGES_WAIT_S = 2.0
 GATHER_S = 0.05
 """Rest after each answer: under load it brings what has changed meanwhile at once, instead of one change at a time."""
 PAUSE_WITHOUT_TRACKER_S = 0.2
+ENDED_HERE_FOR_S = 60.0
+"""The change stream has told of an end by then, and of nothing before it any more."""
 
 _log = get_logger("mirror")
 
@@ -55,7 +57,7 @@ class Mirror:
         self._on_reset = on_reset
         self._open: dict[str, JobView] = {}
         self._keys: dict[tuple[str, str], str] = {}
-        self._ended_here: set[str] = set()
+        self._ended_here: dict[str, float] = {}
         self._waiting: dict[str, dict[str, SortedDict[int, str]]] = defaultdict(dict)
         self._processing: dict[str, set[str]] = defaultdict(set)
         self._watches: defaultdict[str, set[_Watch]] = defaultdict(set)
@@ -82,7 +84,6 @@ class Mirror:
     def _start_afresh(self) -> None:
         self._open.clear()
         self._keys.clear()
-        self._ended_here.clear()
         self._waiting.clear()
         self._processing.clear()
         for watches in self._watches.values():
@@ -91,10 +92,8 @@ class Mirror:
                 watch.changed.set()
 
     def _apply(self, view: JobView) -> None:
-        if view.key in self._ended_here:
-            if view.state not in FINAL:
-                return  # Told late: whoever was answered that it had ended must not hear otherwise.
-            self._ended_here.discard(view.key)
+        if view.key in self._ended_here and view.state not in FINAL:
+            return  # Told late: whoever was answered that it had ended must not hear otherwise.
         identity = (view.owner, view.job_id)
         if view.state in FINAL:
             self._open.pop(view.key, None)
@@ -138,9 +137,12 @@ class Mirror:
 
     def ended(self, view: JobView) -> None:
         """Let a job that a command of ours has ended be open no more, before the stream tells of it."""
-        if view.key in self._open:
-            self._apply(view)
-            self._ended_here.add(view.key)
+        now = time.monotonic()
+        # They are in the order of their ends.
+        while self._ended_here and self._ended_here[first := next(iter(self._ended_here))] < now - ENDED_HERE_FOR_S:
+            del self._ended_here[first]
+        self._ended_here[view.key] = now
+        self._apply(view)
 
     async def find(self, owner: str, job_id: str) -> JobView | None:
         """Return the current job with the client's id; the tracker is asked for all but open jobs.

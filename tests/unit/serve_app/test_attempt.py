@@ -61,18 +61,17 @@ async def test_somebody_elses_picture_is_not_reported() -> None:
 
 
 @pytest.mark.usefixtures("_no_grace")
-async def test_a_job_that_its_replica_does_not_end_in_time_has_timed_out() -> None:
-    denoising = RenderProgress("denoising", 1, 4)
-    report = await outcome([STARTED, denoising, asyncio.Event(), FINISHED], job_timeout_s=0.05)
+@pytest.mark.parametrize("stage", ["denoising", "decoding"])
+async def test_a_job_that_its_replica_does_not_end_in_time_has_timed_out(stage: Any) -> None:
+    report = await outcome([STARTED, RenderProgress(stage, 1, 4), asyncio.Event(), FINISHED], job_timeout_s=0.05)
     assert isinstance(report, Finish)
     assert (report.state, report.error_code) == (JobState.TIMEOUT, "job_timeout")
 
 
 @pytest.mark.usefixtures("_no_grace")
-@pytest.mark.parametrize("stage", ["decoding", "storing"])
-async def test_a_picture_that_cannot_be_stored_in_time_is_rendered_again_without_blame(stage: Any) -> None:
-    told = Told()
-    report = await outcome([STARTED, RenderProgress(stage, 4, 4), asyncio.Event(), FINISHED], told, job_timeout_s=0.05)
+async def test_a_picture_that_cannot_be_stored_in_time_is_rendered_again_without_blame() -> None:
+    told, storing = Told(), RenderProgress("storing", 4, 4)
+    report = await outcome([STARTED, storing, asyncio.Event(), FINISHED], told, job_timeout_s=0.05)
     assert isinstance(report, Release)
     assert not report.blamed
     assert told.no_storage_for

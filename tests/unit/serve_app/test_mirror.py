@@ -10,6 +10,7 @@ from fakes import FakeTracker, until, view
 from callback.errors import TrackerUnavailable
 from callback.records import Changes, Cursor, DeliveryView, JobView
 from callback.states import DeliveryState, JobState
+from serve_app import mirror as module
 from serve_app.mirror import Mirror
 
 
@@ -167,8 +168,26 @@ async def test_a_job_that_was_cancelled_here_is_open_no_more_whatever_the_stream
     assert await mirror.find("public", "job") == cancelled
     await tell(mirror, tracker, cancelled)
     assert await mirror.find("public", "job") == cancelled
-    assert tracker.asked == ["job"] * 3
-
-    # A tracker that took over tells everything anew.
+    # Even if all is told anew, as it was a moment before.
     await tell(mirror, tracker, view(), reset=True)
-    assert await mirror.find("public", "job") == view()
+    assert await mirror.find("public", "job") == cancelled
+    assert tracker.asked == ["job"] * 4
+
+
+async def test_a_job_that_was_cancelled_before_the_stream_told_of_it_does_not_come_back(
+    mirror: Mirror, tracker: FakeTracker
+) -> None:
+    tracker.answers["job"] = cancelled = view(state=JobState.FAILED, error_code="cancelled")
+    mirror.ended(cancelled)
+    await tell(mirror, tracker, view())
+    assert await mirror.find("public", "job") == cancelled
+
+
+async def test_what_was_cancelled_here_is_not_remembered_for_ever(
+    mirror: Mirror, tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ENDED_HERE_FOR_S", 0.0)
+    for n in range(3):
+        mirror.ended(view(f"k{n}", f"job{n}", seq=n, state=JobState.FAILED, error_code="cancelled"))
+        await asyncio.sleep(0.01)
+    assert len(mirror._ended_here) == 1
