@@ -338,7 +338,8 @@ def test_jobs_of_a_cluster_that_was_killed_go_on_under_the_launcher_which_then_s
             client.submit(prompt=str(seed), seed=seed, callback_url=receiver.callback_url, **asked).job_id
             for seed in range(8)
         ]
-        receiver.wait_for(jobs[0], timeout_s=30)
+        # The test before may have left a model replica that is still loading.
+        receiver.wait_for(jobs[0], timeout_s=120)
 
     everything = sessions()
     assert kill_instance(INSTANCE) > 3
