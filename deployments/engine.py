@@ -173,10 +173,12 @@ class Engine:
             self._active.add(job)
             if alone:
                 self._let_news_leave(job)
-            if self._lost is not None:
+            picture = None
+            if (lost := self._lost) is None:
+                picture = self._render(job, alone=alone)
+            else:
                 # Meanwhile; between the queue and the device it may have been overlooked when the others were told.
-                job.abandon(self._lost)
-            picture = None if self._lost else self._render(job, alone=alone)
+                job.abandon(lost)
             if picture is None:
                 self._active.discard(job)
             else:
