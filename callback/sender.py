@@ -21,6 +21,9 @@ from callback.signing import Signer
 PREVIEW_CHARS = 500
 """How much of an answer's body is kept; no more than that is read."""
 CONNECT_TIMEOUT_S = 5.0
+KEEP_ALIVE_S = 1.0
+"""How long a connection is kept for the receiver's next callback. Servers close idle ones after 2 s or more, and one
+that is closed while a callback is on its way costs that attempt."""
 PREVIEW_TIMEOUT_S = 2.0
 """How long the body of an answer is waited for: its status, which is what counts, has come."""
 _TEXT = "text/plain; charset=utf-8"
@@ -74,11 +77,14 @@ class _NotConnectedError(NoReply):
 
 
 class Sender:
-    """Posts callbacks. Proxies of the environment and redirects are not used; answers are read up to a limit."""
+    """Posts callbacks. Proxies of the environment and redirects are not used; answers are read up to a limit.
+
+    Callbacks that follow each other closely share a connection, if name, port and checked address are the same.
+    """
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         # The courier bounds how many attempts run, by receiver too; a second bound here would only hide waits from it.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True, use_dns_cache=False, ssl=tls or True)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, use_dns_cache=False, ssl=tls or True)
         self._session = aiohttp.ClientSession(
             connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
         )
@@ -116,7 +122,9 @@ class Sender:
                 headers=message.headers | {"Host": _authority(url)},
                 allow_redirects=False,
                 timeout=timeout,
-                server_hostname=url.raw_host if url.scheme == "https" else None,
+                # The name for TLS. Without TLS it keeps a connection to the same name: at one address there may be a
+                # proxy that sends a whole connection where its first request was for.
+                server_hostname=url.raw_host,
             ) as response:
                 retry_after_s = _retry_after(response.headers.get("Retry-After"), message.sent_at)
                 return Reply(response.status, await _preview(response.content), retry_after_s)

@@ -30,11 +30,15 @@ class Request:
 
 @dataclass
 class RawReceiver:
-    """`respond` is called when a request has come whole; with `respond_to_head`, already after its headers."""
+    """`respond` is called when a request has come whole; with `respond_to_head`, already after its headers.
+
+    The connection is closed after the answer, unless `keep_alive`.
+    """
 
     port: int
     respond: Respond
     respond_to_head: bool = False
+    keep_alive: bool = False
     connections: int = 0
     requests: list[Request] = field(default_factory=list)
     peers: list[str] = field(default_factory=list)
@@ -47,16 +51,21 @@ class RawReceiver:
         self.connections += 1
         self.peers.append(writer.get_extra_info("sockname")[0])
         try:
-            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            request = Request(head, b"")
-            if not self.respond_to_head:
-                request.body = await _body(reader, request)
-            self.requests.append(request)
-            await self.respond(reader, writer)
+            await self._answer(reader, writer)
+            while self.keep_alive:
+                await self._answer(reader, writer)
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        request = Request(head, b"")
+        if not self.respond_to_head:
+            request.body = await _body(reader, request)
+        self.requests.append(request)
+        await self.respond(reader, writer)
 
 
 async def _body(reader: asyncio.StreamReader, request: Request) -> bytes:
@@ -94,8 +103,9 @@ async def raw_receiver(
     host: str = "127.0.0.1",
     tls: ssl.SSLContext | None = None,
     respond_to_head: bool = False,
+    keep_alive: bool = False,
 ) -> AsyncIterator[RawReceiver]:
-    receiver = RawReceiver(0, respond or answering(), respond_to_head)
+    receiver = RawReceiver(0, respond or answering(), respond_to_head, keep_alive)
     server = await asyncio.start_server(receiver._serve, host, 0, ssl=tls)
     receiver.port = server.sockets[0].getsockname()[1]
     try:

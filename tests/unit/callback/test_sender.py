@@ -14,7 +14,7 @@ from yarl import URL
 
 from callback.egress import EgressPolicy, Target
 from callback.sender import Message, NoReply, Reply, Sender
-from tests.unit.callback.raw_receiver import raw_receiver
+from tests.unit.callback.raw_receiver import ANSWER, raw_receiver
 
 MESSAGE = Message({"Content-Type": "text/plain"}, b"It broke.", sent_at=1_900_000_000.0)
 
@@ -72,6 +72,86 @@ async def test_no_second_address_is_tried_once_something_was_sent() -> None:
             await post(Target(url, ("127.0.0.1", "127.0.0.2")))
 
     assert receiver.peers == ["127.0.0.1"]
+
+
+async def send(sender: Sender, target: Target, times: int = 1) -> None:
+    for _ in range(times):
+        assert (await sender.post(MESSAGE, target, timeout_s=10)).accepted
+
+
+async def test_callbacks_that_follow_each_other_share_a_connection() -> None:
+    async with raw_receiver(keep_alive=True) as receiver, Sender() as sender:
+        await send(sender, Target(URL(receiver.url), ("127.0.0.1",)), times=3)
+
+    assert (receiver.connections, len(receiver.requests)) == (1, 3)
+
+
+async def test_callbacks_for_different_names_share_no_connection() -> None:
+    async with raw_receiver(keep_alive=True) as receiver, Sender() as sender:
+        for host in ("one.example", "two.example", "one.example"):
+            await send(sender, Target(URL(f"http://{host}:{receiver.port}/callback"), ("127.0.0.1",)))
+
+    assert receiver.connections == 2
+    assert [request.header("Host") for request in receiver.requests] == [
+        f"{host}.example:{receiver.port}" for host in ("one", "two", "one")
+    ]
+
+
+async def test_an_address_that_was_not_checked_this_time_is_not_used_again() -> None:
+    async with raw_receiver(host="0.0.0.0", keep_alive=True) as receiver, Sender() as sender:  # noqa: S104 - see above
+        for address in ("127.0.0.1", "127.0.0.2"):
+            await send(sender, Target(URL(f"http://moving.example:{receiver.port}/callback"), (address,)))
+
+    assert receiver.peers == ["127.0.0.1", "127.0.0.2"]
+
+
+async def test_a_connection_is_not_kept_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("callback.sender.KEEP_ALIVE_S", 0.05)
+    async with raw_receiver(keep_alive=True) as receiver, Sender() as sender:
+        target = Target(URL(receiver.url), ("127.0.0.1",))
+        await send(sender, target)
+        await asyncio.sleep(0.2)
+        await send(sender, target)
+
+    assert receiver.connections == 2
+
+
+async def test_a_kept_connection_that_the_receiver_closes_costs_one_attempt() -> None:
+    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""]
+
+    async def answer_once(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if answer := answers.pop(0):
+            writer.write(answer)
+        else:
+            writer.close()
+            answers.append(ANSWER)
+
+    async with raw_receiver(answer_once, keep_alive=True) as receiver, Sender() as sender:
+        target = Target(URL(receiver.url), ("127.0.0.1",))
+        await send(sender, target)
+        with pytest.raises(NoReply, match="did not answer"):
+            await send(sender, target)
+        await send(sender, target)
+
+    assert (receiver.connections, len(receiver.requests)) == (2, 3), "nothing is sent twice"
+
+
+async def test_a_connection_on_which_a_callback_was_not_sent_whole_is_not_used_again() -> None:
+    """What follows on it would be taken for the rest."""
+    answered = asyncio.Event()
+
+    async def refuse_unread(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+        await answered.wait()
+
+    async with raw_receiver(refuse_unread, respond_to_head=True) as receiver, Sender() as sender:
+        target = Target(URL(receiver.url), ("127.0.0.1",))
+        large = Message({}, bytes(20_000_000), MESSAGE.sent_at)
+        assert (await sender.post(large, target, timeout_s=10)).status_code == 413
+        assert (await sender.post(MESSAGE, target, timeout_s=10)).status_code == 413
+        answered.set()
+
+    assert receiver.connections == 2
 
 
 def certificate(folder: Path, name: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
