@@ -23,6 +23,7 @@ from observability.logs import get_logger, job_context
 from serve_app.attempt import Attempt
 from serve_app.metrics import RenderMetrics
 from serve_app.pace import Pace
+from serve_app.recent import RecentKeys
 from serve_app.shipments import Shipments
 from serve_app.supervision import keep_running, wait_for_event
 
@@ -81,7 +82,7 @@ class Dispatcher:
         self._attempts: dict[str, Attempt] = {}
         self._tasks: dict[Attempt, asyncio.Task[None]] = {}
         self._reporting: set[Attempt] = set()
-        self._ended: dict[str, float] = {}
+        self._ended = RecentKeys(ENDED_FOR_S)
         self._replicas = _Pause()
         self._storage = _Pause()
         self._look = asyncio.Event()
@@ -177,10 +178,6 @@ class Dispatcher:
 
     def _of_others(self) -> int:
         """How many jobs the other ingress replicas have claimed, as far as the change stream has told."""
-        oldest = time.monotonic() - ENDED_FOR_S
-        # They are in the order of their ends.
-        while self._ended and self._ended[first := next(iter(self._ended))] < oldest:
-            del self._ended[first]
         return sum(key not in self._attempts and key not in self._ended for key in self._processing())
 
     async def _claim_round(self) -> bool:
@@ -219,7 +216,7 @@ class Dispatcher:
         send = self._shipments.send if together else self._handle.render.remote
         attempt = Attempt(claim, send, self._job_timeout_s, self, quick=quick)
         self._attempts[claim.key] = attempt
-        self._ended.pop(claim.key, None)
+        self._ended.discard(claim.key)
         if self._is_cancelled(claim.key):
             # The wish came while the claim was on its way to us.
             attempt.cancel()
@@ -266,8 +263,7 @@ class Dispatcher:
                     del self._attempts[claim.key]
                     if not attempt.lost:
                         # Until the change stream tells that it has ended, it must not look like another's.
-                        self._ended.pop(claim.key, None)
-                        self._ended[claim.key] = time.monotonic()
+                        self._ended.add(claim.key)
                 self._look.set()
 
     async def _report(self, report: Finish | Release) -> None:

@@ -18,6 +18,7 @@ from callback.errors import TrackerError
 from callback.records import Cursor, JobView
 from callback.states import FINAL, JobState
 from observability.logs import get_logger
+from serve_app.recent import RecentKeys
 from serve_app.supervision import wait_for_event
 
 CHANGES_WAIT_S = 2.0
@@ -57,7 +58,7 @@ class Mirror:
         self._on_reset = on_reset
         self._open: dict[str, JobView] = {}
         self._keys: dict[tuple[str, str], str] = {}
-        self._ended_here: dict[str, float] = {}
+        self._ended_here = RecentKeys(ENDED_HERE_FOR_S)
         self._waiting: dict[str, dict[str, SortedDict[int, str]]] = defaultdict(dict)
         self._processing: dict[str, set[str]] = defaultdict(set)
         self._watches: defaultdict[str, set[_Watch]] = defaultdict(set)
@@ -137,11 +138,7 @@ class Mirror:
 
     def ended(self, view: JobView) -> None:
         """Let a job that a command of ours has ended be open no more, before the stream tells of it."""
-        now = time.monotonic()
-        # They are in the order of their ends.
-        while self._ended_here and self._ended_here[first := next(iter(self._ended_here))] < now - ENDED_HERE_FOR_S:
-            del self._ended_here[first]
-        self._ended_here[view.key] = now
+        self._ended_here.add(view.key)
         self._apply(view)
 
     async def find(self, owner: str, job_id: str) -> JobView | None:

@@ -100,7 +100,7 @@ async def test_environment_proxies_are_not_used(
 
     await completed(desk, receiver.callback_url)
 
-    assert (await desk.until_settled()).delivery.state is DeliveryState.DELIVERED  # type: ignore[union-attr]
+    assert (await desk.settled_delivery()).state is DeliveryState.DELIVERED
 
 
 # ---- how it ends -----------------------------------------------------------------------------------------------------
@@ -111,8 +111,7 @@ async def test_any_2xx_is_a_delivery(desk: Desk, receiver: CallbackServer, statu
     receiver.misbehave(answer_status=status)
     await completed(desk, receiver.callback_url)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.status_code, delivery.final) == (DeliveryState.DELIVERED, status, True)
 
 
@@ -124,8 +123,7 @@ async def test_any_other_answer_is_a_failure_that_is_tried_again(
     receiver.misbehave(times=1, answer_status=status, answer_body="not now", answer_headers=headers)
     await completed(desk, receiver.callback_url)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.status_code, delivery.final) == (DeliveryState.FAILED, status, False)
     assert (delivery.response_preview, delivery.error) == ("not now", None)
     assert delivery.next_attempt_at is not None
@@ -136,8 +134,7 @@ async def test_a_receiver_that_is_gone_is_not_tried_again(desk: Desk, receiver: 
     receiver.misbehave(answer_status=410)
     await completed(desk, receiver.callback_url)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.status_code, delivery.final) == (DeliveryState.FAILED, 410, True)
 
 
@@ -145,8 +142,7 @@ async def test_no_answer_is_a_failure_without_a_status(desk: Desk, receiver: Cal
     receiver.misbehave(drop_connection=True)
     await completed(desk, receiver.callback_url)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.status_code) == (DeliveryState.FAILED, None)
     assert "did not answer" in str(delivery.error)
 
@@ -156,8 +152,7 @@ async def test_nobody_listening_is_a_failure_without_a_status(desk: Desk) -> Non
         port = unused.getsockname()[1]
     await completed(desk, f"http://127.0.0.1:{port}/callback")
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.status_code) == (DeliveryState.FAILED, None)
     assert "could not be reached" in str(delivery.error)
 
@@ -167,8 +162,7 @@ async def test_a_receiver_slower_than_the_timeout_is_a_failure(start: StartDesk,
     desk = await start(callback_timeout_s=0.3)
     await completed(desk, receiver.callback_url)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.status_code) == (DeliveryState.FAILED, None)
     assert "did not answer within" in str(delivery.error)
     receiver.behave()
@@ -183,9 +177,7 @@ async def test_an_answer_without_end_is_read_only_so_far(desk: Desk) -> None:
 
     async with raw_receiver(endless) as receiver:
         await completed(desk, receiver.url)
-        delivery = (await desk.until_settled()).delivery
-
-    assert delivery is not None
+        delivery = await desk.settled_delivery()
     assert (delivery.status_code, delivery.response_preview) == (500, "ö" * 500)
 
 
@@ -199,9 +191,7 @@ async def test_an_answer_in_pieces_is_shown_whole(desk: Desk) -> None:
 
     async with raw_receiver(piecewise) as receiver:
         await completed(desk, receiver.url)
-        delivery = (await desk.until_settled()).delivery
-
-    assert delivery is not None
+        delivery = await desk.settled_delivery()
     assert delivery.response_preview == "first later"
 
 
@@ -211,7 +201,7 @@ async def test_a_status_counts_though_its_body_never_ends(desk: Desk, monkeypatc
     half = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf"
     async with raw_receiver(answering_and_waiting(half, over)) as receiver:
         await completed(desk, receiver.url)
-        delivery = (await desk.until_settled()).delivery
+        delivery = await desk.settled_delivery()
         over.set()
 
     assert delivery is not None
@@ -224,7 +214,7 @@ async def test_an_answer_that_comes_before_the_whole_picture_was_read_counts(des
     respond = answering_and_waiting(too_large, over)
     async with raw_receiver(respond, respond_to_head=True) as receiver:
         await completed(desk, receiver.url, content=PNG + bytes(20_000_000))
-        delivery = (await desk.until_settled()).delivery
+        delivery = await desk.settled_delivery()
         over.set()
 
     assert delivery is not None
@@ -245,9 +235,7 @@ async def test_an_answer_that_comes_before_the_whole_picture_was_read_counts(des
 async def test_no_answer_is_so_odd_that_the_attempt_has_no_outcome(desk: Desk, answer: bytes) -> None:
     async with raw_receiver(answering(answer)) as receiver:
         await completed(desk, receiver.url)
-        delivery = (await desk.until_settled()).delivery
-
-    assert delivery is not None
+        delivery = await desk.settled_delivery()
     assert delivery.state in {DeliveryState.DELIVERED, DeliveryState.FAILED}
     assert "\x00" not in str(delivery.response_preview)
 
@@ -257,8 +245,7 @@ async def test_a_secret_that_cannot_be_a_header_is_an_error_and_is_not_sent(
 ) -> None:
     await completed(desk, receiver.callback_url, secret="two\r\nlines: injected")
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.status_code) == (DeliveryState.ERROR, None)
     assert receiver.entries() == ()
 
@@ -270,8 +257,7 @@ async def test_a_missing_picture_is_an_error_and_nothing_is_sent(desk: Desk, rec
     desk.pictures.delete(claim.artifact_key)
     await desk.do(report)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.status_code, delivery.final) == (DeliveryState.ERROR, None, False)
     assert "picture cannot be read" in str(delivery.error)
     assert receiver.entries() == ()
@@ -284,8 +270,7 @@ async def test_an_altered_picture_is_an_error_and_nothing_is_sent(desk: Desk, re
     desk.pictures.publish(claim.artifact_key, b"altered")
     await desk.do(report)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert delivery.state is DeliveryState.ERROR
     assert receiver.entries() == ()
 
@@ -298,7 +283,7 @@ async def test_a_picture_store_that_hangs_is_an_error_within_the_timeout(
     monkeypatch.setattr(desk.pictures, "read", lambda _: over.wait(BOUND_S))
     try:
         await completed(desk, receiver.callback_url)
-        delivery = (await desk.until_settled()).delivery
+        delivery = await desk.settled_delivery()
     finally:
         over.set()
 
@@ -311,8 +296,7 @@ async def test_an_address_that_the_policy_refuses_is_an_error(start: StartDesk, 
     desk = await start(callback_allow_loopback=False)
     await completed(desk, receiver.callback_url)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.status_code) == (DeliveryState.ERROR, None)
     assert "does not send to" in str(delivery.error)
     assert receiver.entries() == ()
@@ -331,7 +315,7 @@ async def test_a_first_attempt_after_a_commit_that_stood_still_is_made_once(
     going_on.set()
 
     assert await completing is True
-    delivery = (await desk.until_settled()).delivery
+    delivery = await desk.settled_delivery()
     await look_for_repeats(desk)
 
     assert delivery is not None

@@ -115,4 +115,4 @@ async def test_a_bug_in_one_search_does_not_end_all_repeats(
     monkeypatch.setattr(Courier, "_begin_due", search)
     desk.clock.advance(10)
 
-    assert (await desk.until_settled(attempts=2)).delivery.state is DeliveryState.DELIVERED  # type: ignore[union-attr]
+    assert (await desk.settled_delivery(attempts=2)).state is DeliveryState.DELIVERED

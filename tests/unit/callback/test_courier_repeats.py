@@ -25,16 +25,14 @@ async def test_a_failed_delivery_is_tried_again_when_it_is_due_and_not_before(
     receiver.misbehave(times=3, answer_status=503)
     await completed(desk, receiver.callback_url)
     for attempt in (1, 2, 3):
-        delivery = (await desk.until_settled(attempts=attempt)).delivery
-        assert delivery is not None
+        delivery = await desk.settled_delivery(attempts=attempt)
         assert delivery.next_attempt_at is not None
         desk.clock.advance(delivery.next_attempt_at - desk.clock.now() - 0.01)
         await look_for_repeats(desk)
         assert len(receiver.entries()) == attempt
         desk.clock.advance(0.02)
 
-    delivery = (await desk.until_settled(attempts=4)).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery(attempts=4)
     assert (delivery.state, delivery.attempts, delivery.final) == (DeliveryState.DELIVERED, 4, True)
     entries = receiver.entries()
     assert [entry.webhook_attempt for entry in entries] == [1, 2, 3, 4]
@@ -47,8 +45,7 @@ async def test_retry_after_is_honoured(desk: Desk, receiver: CallbackServer) -> 
     receiver.misbehave(times=1, answer_status=429, answer_headers={"Retry-After": "120"})
     await completed(desk, receiver.callback_url)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert delivery.next_attempt_at == desk.clock.now() + 120
 
 
@@ -70,14 +67,12 @@ async def test_repeats_end_before_the_expiry_with_a_last_try_just_before_it(
     await completed(desk, receiver.callback_url, expiry=expiry)
 
     attempt, moments = 1, []
-    while not (delivery := (await desk.until_settled(attempts=attempt)).delivery).final:  # type: ignore[union-attr]
-        assert delivery is not None
+    while not (delivery := await desk.settled_delivery(attempts=attempt)).final:
         assert delivery.next_attempt_at is not None
         desk.clock.advance(delivery.next_attempt_at - desk.clock.now())
         moments.append(desk.clock.now())
         attempt += 1
 
-    assert delivery is not None
     assert (delivery.state, delivery.status_code) == (DeliveryState.FAILED, 503)
     assert 4 <= len(moments) <= 8
     assert expiry - LAST_TRY_MARGIN_S - FIRST_DELAY_S < moments[-1] < expiry
@@ -126,8 +121,7 @@ async def test_nothing_is_sent_when_the_expiry_passes_while_the_attempt_is_prepa
     read_slowly(desk, monkeypatch, 61)
     await completed(desk, receiver.callback_url, expiry=desk.clock.now() + 60)
 
-    delivery = (await desk.until_settled()).delivery
-    assert delivery is not None
+    delivery = await desk.settled_delivery()
     assert (delivery.state, delivery.final, delivery.error) == (DeliveryState.EXPIRED, True, None)
     assert receiver.entries() == ()
 
@@ -184,13 +178,12 @@ async def test_a_delivered_callback_stays_delivered_when_the_expiry_ends_its_red
     desk: Desk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await completed(desk, receiver.callback_url, expiry=desk.clock.now() + 60)
-    before = (await desk.until_settled()).delivery
+    before = await desk.settled_delivery()
     read_slowly(desk, monkeypatch, 61)
 
     await desk.redeliver()
-    delivery = (await desk.until_settled(attempts=2)).delivery
+    delivery = await desk.settled_delivery(attempts=2)
 
-    assert before is not None
     assert delivery == replace(before, attempts=2)
     assert delivery.state is DeliveryState.DELIVERED
     assert len(receiver.entries()) == 1
@@ -228,16 +221,13 @@ async def test_the_back_off_of_a_redelivery_begins_anew(desk: Desk, receiver: Ca
     receiver.misbehave(answer_status=503)
     await completed(desk, receiver.callback_url)
     for attempt in range(1, 6):
-        delivery = (await desk.until_settled(attempts=attempt)).delivery
-        assert delivery is not None
+        delivery = await desk.settled_delivery(attempts=attempt)
         assert delivery.next_attempt_at is not None
         desk.clock.advance(delivery.next_attempt_at - desk.clock.now())
     await desk.until_settled(attempts=6)
 
     await desk.redeliver()
-    delivery = (await desk.until_settled(attempts=7)).delivery
-
-    assert delivery is not None
+    delivery = await desk.settled_delivery(attempts=7)
     assert delivery.next_attempt_at is not None
     assert delivery.attempts == 7
     assert delivery.next_attempt_at - desk.clock.now() < FIRST_DELAY_S * 2

@@ -105,7 +105,7 @@ async def test_pictures_under_way_take_no_more_bytes_than_the_settings_allow(sta
         for server in receivers:
             server.behave()
         for n in range(5):
-            assert (await desk.until_settled(f"job-{n}")).delivery.state is DeliveryState.DELIVERED  # type: ignore[union-attr]
+            assert (await desk.settled_delivery(f"job-{n}")).state is DeliveryState.DELIVERED
 
     assert held == [1, 1, 0, 0, 1]
 
@@ -131,16 +131,14 @@ async def test_a_first_attempt_that_finds_no_bytes_is_settled_within_the_timeout
         slow.misbehave(delay_s=BOUND_S)
         await completed(desk, slow.callback_url, job_id="slow")
         await completed(desk, receiver.callback_url)
-        first = (await desk.until_settled()).delivery
+        first = await desk.settled_delivery()
         slow.behave()
         await desk.until_settled("slow")
     desk.clock.advance(10)
-    second = (await desk.until_settled(attempts=2)).delivery
+    second = await desk.settled_delivery(attempts=2)
 
-    assert first is not None
     assert (first.state, first.final) == (DeliveryState.ERROR, False)
     assert "the pictures of other callbacks take all the memory" in str(first.error)
-    assert second is not None
     assert second.state is DeliveryState.DELIVERED
 
 

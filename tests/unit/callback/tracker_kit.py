@@ -23,6 +23,7 @@ from callback.records import (
     ClaimJobs,
     Command,
     Cursor,
+    DeliveryView,
     Finish,
     JobView,
     NewJob,
@@ -221,6 +222,12 @@ class Desk:
     async def until_settled(self, job_id: str = "job-1", *, attempts: int = 1) -> JobView:
         """Return the job's view once so many delivery attempts have settled."""
         return await self.until(lambda view: _settled_attempts(view) >= attempts, job_id)
+
+    async def settled_delivery(self, job_id: str = "job-1", *, attempts: int = 1) -> DeliveryView:
+        """Return the job's delivery once so many attempts have settled."""
+        delivery = (await self.until_settled(job_id, attempts=attempts)).delivery
+        assert delivery is not None
+        return delivery
 
     def rows(self, statement: sa.Executable) -> list[dict[str, Any]]:
         """Query the store beside the tracker."""

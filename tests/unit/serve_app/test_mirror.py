@@ -10,7 +10,6 @@ from fakes import FakeTracker, until, view
 from callback.errors import TrackerUnavailable
 from callback.records import Changes, Cursor, DeliveryView, JobView
 from callback.states import DeliveryState, JobState
-from serve_app import mirror as module
 from serve_app.mirror import Mirror
 
 
@@ -181,13 +180,3 @@ async def test_a_job_that_was_cancelled_before_the_stream_told_of_it_does_not_co
     mirror.ended(cancelled)
     await tell(mirror, tracker, view())
     assert await mirror.find("public", "job") == cancelled
-
-
-async def test_what_was_cancelled_here_is_not_remembered_for_ever(
-    mirror: Mirror, tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "ENDED_HERE_FOR_S", 0.0)
-    for n in range(3):
-        mirror.ended(view(f"k{n}", f"job{n}", seq=n, state=JobState.FAILED, error_code="cancelled"))
-        await asyncio.sleep(0.01)
-    assert len(mirror._ended_here) == 1
