@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.chaos.audit import Ended, Violation, audit
-from tests.chaos.faults import Kind, schedule
+from tests.chaos.faults import Disturbance, Kind, schedule
 from tests.chaos.load import FINAL, Accepted, Journal, Load, references, seen
 from tests.chaos.recovery import Recovery, measure, summary
 from tests.chaos.work import QUICK, REAL, Work
@@ -46,7 +46,7 @@ def main(
     work = QUICK if quick else REAL
     if rate is not None:
         work = replace(work, rate=rate)
-    journal, recoveries, fault_times = Journal(), [], []
+    journal, recoveries, disturbances = Journal(), [], []
     with tempfile.TemporaryDirectory(prefix="dk-chaos-") as home, _world(Path(home), minutes, work, sqlite) as world:
         with world.http() as http:
             right = references(http, work)
@@ -56,8 +56,9 @@ def main(
                 for fault in schedule(only or world.kinds, seed):
                     if time.monotonic() > ends:
                         break
-                    fault_times.append(world.do(fault))
-                    recoveries.append(measure(http, work, right, journal, fault, fault_times[-1]))
+                    moment = world.do(fault)
+                    disturbances.append(Disturbance(fault.kind, moment))
+                    recoveries.append(measure(http, work, right, journal, fault, moment))
                     console.print(f"{len(journal.accepted):5} jobs  {recoveries[-1]}")
                     # What was stopped goes on before the next thing is done, so that each can be told apart.
                     world.mend()
@@ -65,7 +66,7 @@ def main(
             ended = _settle(http, journal.accepted)
             written = world.final_states()
         callbacks = world.receiver.entries()
-        violations = audit(journal.accepted, ended, journal.finals, written, callbacks, fault_times)
+        violations = audit(journal.accepted, ended, journal.finals, written, callbacks, disturbances)
         violations += _of_files(world, set(right.values()))
         together = world.calls_with_several_jobs()
         if work.together and not together:

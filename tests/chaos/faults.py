@@ -35,6 +35,14 @@ class Fault:
     stop_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Disturbance:
+    """A fault that was done, `at` in seconds since 1970, to that kind of process."""
+
+    kind: Kind
+    at: float
+
+
 STOPS_S = (2.0, 25.0)
 """Shorter and longer than a lease (15 s) and the time after which a silent tracker is replaced (10 s)."""
 

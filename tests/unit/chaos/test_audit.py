@@ -9,7 +9,7 @@ import pytest
 
 from stress.receiver.entries import CallbackEntry, EntryKind
 from tests.chaos.audit import Ended, audit
-from tests.chaos.faults import Fault, Kind, faults_of, schedule
+from tests.chaos.faults import Disturbance, Fault, Kind, faults_of, schedule
 from tests.chaos.load import Accepted, Seen
 from tests.chaos.recovery import Recovery, summary
 
@@ -19,6 +19,11 @@ JOB = Accepted("job", AT, RIGHT)
 DONE = Seen("completed", RIGHT, None)
 ENDED = Ended(DONE, RIGHT, "delivered")
 WRITTEN = (("job", "completed"),)
+
+
+def fault(after_s: float, kind: Kind = Kind.TRACKER) -> Disturbance:
+    """Return one that was done so long after the job was accepted."""
+    return Disturbance(kind, AT + after_s)
 
 
 def callback(**changed: Any) -> CallbackEntry:
@@ -42,7 +47,7 @@ def found(
     ended: Ended = ENDED,
     finals: tuple[Seen, ...] = (),
     callbacks: tuple[CallbackEntry, ...] = (callback(),),
-    faults: tuple[float, ...] = (),
+    faults: tuple[Disturbance, ...] = (),
     written: tuple[tuple[str, str], ...] = WRITTEN,
 ) -> list[str]:
     return [one.what for one in audit([job], {"job": ended}, {"job": set(finals)}, written, callbacks, faults)]
@@ -52,12 +57,13 @@ def test_kept_promises_are_not_complained_about() -> None:
     assert found() == []
     assert found(finals=(DONE,)) == []
     again = callback(webhook_attempt=2, kind=EntryKind.REPEAT)
-    assert found(callbacks=(callback(), again), faults=(AT + 2,)) == []
+    assert found(callbacks=(callback(), again), faults=(fault(2),)) == []
     assert found(callbacks=(callback(answered_status=None), again)) == []
     expiring = replace(JOB, expiry=AT + 1)
     assert found(expiring, replace(ENDED, callback_status="expired"), callbacks=()) == []
     refused = callback(answered_status=503, received_at=datetime.fromtimestamp(AT + 0.5, UTC))
-    assert found(expiring, replace(ENDED, callback_status="failed"), callbacks=(refused,), faults=(AT - 9,)) == []
+    failed, deaf = replace(ENDED, callback_status="failed"), fault(-9, Kind.RECEIVER)
+    assert found(expiring, failed, callbacks=(refused,), faults=(deaf,)) == []
 
 
 @pytest.mark.parametrize(
@@ -79,14 +85,26 @@ def test_kept_promises_are_not_complained_about() -> None:
             {"callbacks": (), "job": replace(JOB, expiry=AT + 1), "ended": replace(ENDED, callback_status="failed")},
             "no callback",
         ),
+        (
+            {
+                "callbacks": (),
+                "job": replace(JOB, expiry=AT + 1),
+                "ended": replace(ENDED, callback_status="failed"),
+                "faults": (fault(0), fault(2, Kind.RECEIVER), fault(-41, Kind.RECEIVER)),
+            },
+            "no callback",
+        ),
         ({"callbacks": (callback(status="failed", sha256=None),)}, "callback with another state"),
-        ({"callbacks": (callback(), callback(webhook_id="msg2")), "faults": (AT + 1,)}, "two deliveries"),
+        ({"callbacks": (callback(), callback(webhook_id="msg2")), "faults": (fault(1),)}, "two deliveries"),
         ({"written": ()}, "not one final state"),
         ({"written": WRITTEN * 2}, "not one final state"),
         ({"callbacks": (callback(answered_status=500),)}, "callback said to be delivered"),
-        ({"callbacks": (callback(), callback(kind=EntryKind.DUPLICATE)), "faults": (AT + 1,)}, "duplicate callback"),
+        ({"callbacks": (callback(), callback(kind=EntryKind.DUPLICATE)), "faults": (fault(1),)}, "duplicate callback"),
         ({"callbacks": (callback(), callback(kind=EntryKind.REPEAT))}, "more repeats than faults"),
-        ({"callbacks": (callback(), callback(kind=EntryKind.REPEAT)), "faults": (AT + 9,)}, "more repeats than faults"),
+        (
+            {"callbacks": (callback(), callback(kind=EntryKind.REPEAT)), "faults": (fault(9),)},
+            "more repeats than faults",
+        ),
         ({"job": replace(JOB, expiry=AT + 4)}, "callback after expiry"),
         ({"callbacks": (callback(), callback(job_id="other"))}, "callback of an unknown job"),
     ],
@@ -96,7 +114,7 @@ def test_each_broken_promise_is_found(changed: dict[str, Any], what: str) -> Non
 
 
 def test_a_job_that_was_accepted_twice_is_found() -> None:
-    twice = audit([JOB, JOB], {"job": ENDED}, {}, WRITTEN, [callback(), callback(webhook_attempt=2)], [AT + 1])
+    twice = audit([JOB, JOB], {"job": ENDED}, {}, WRITTEN, [callback(), callback(webhook_attempt=2)], [fault(1)])
     assert "accepted twice" in [one.what for one in twice]
 
 
