@@ -1,7 +1,6 @@
 """One delivery attempt over HTTP: the multipart body, the headers, the connection to a checked address."""
 
 import asyncio
-import io
 import ssl
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,15 +16,17 @@ from callback.clock import iso
 from callback.delivery_rows import Parcel
 from callback.egress import Target
 from callback.signing import Signer
+from callback.upload import Answer, Upload
 
 PREVIEW_CHARS = 500
 """How much of an answer's body is kept; no more than that is read."""
 CONNECT_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 1.0
-"""How long a connection is kept for the receiver's next callback. Servers close idle ones after 2 s or more, and one
-that is closed while a callback is on its way costs that attempt."""
+"""How long a connection is kept for the receiver's next callback. Most servers close idle ones after 2 s or more, and
+one that is closed while a callback is on its way costs that attempt."""
 PREVIEW_TIMEOUT_S = 2.0
 """How long the body of an answer is waited for: its status, which is what counts, has come."""
+CLOSE_TIMEOUT_S = 1.0
 _TEXT = "text/plain; charset=utf-8"
 
 
@@ -86,7 +87,11 @@ class Sender:
         # The courier bounds how many attempts run, by receiver too; a second bound here would only hide waits from it.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, use_dns_cache=False, ssl=tls or True)
         self._session = aiohttp.ClientSession(
-            connector=connector, trust_env=False, cookie_jar=aiohttp.DummyCookieJar(), auto_decompress=False
+            connector=connector,
+            response_class=Answer,
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
         )
 
     async def __aenter__(self) -> Self:
@@ -115,10 +120,11 @@ class Sender:
         if timeout_s <= 0:  # To the HTTP client 0 would mean for ever.
             raise NoReply("The time for this attempt was over before anything could be sent.")
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, CONNECT_TIMEOUT_S))
+        upload = Upload(message.body)
         try:
             async with self._session.post(
                 url.with_host(address),
-                data=io.BytesIO(message.body),
+                data=upload,
                 headers=message.headers | {"Host": _authority(url)},
                 allow_redirects=False,
                 timeout=timeout,
@@ -127,7 +133,7 @@ class Sender:
                 server_hostname=url.raw_host,
             ) as response:
                 retry_after_s = _retry_after(response.headers.get("Retry-After"), message.sent_at)
-                return Reply(response.status, await _preview(response.content), retry_after_s)
+                reply = Reply(response.status, await _preview(response.content), retry_after_s)
         except aiohttp.ConnectionTimeoutError:
             raise _NotConnectedError("The receiver could not be reached (no connection in time).") from None
         except TimeoutError:
@@ -136,10 +142,17 @@ class Sender:
             raise _NotConnectedError(f"The receiver could not be reached ({_cause(error)}).") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError, asyncio.IncompleteReadError) as error:
             raise NoReply(f"The receiver did not answer ({_cause(error)}).") from None
+        finally:
+            upload.drop_the_rest()
+        if reply.accepted and not upload.is_whole:
+            raise NoReply(f"The receiver answered {reply.status_code} before it had been sent the whole callback.")
+        return reply
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._session.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT_S):
+                await self._session.close()
 
 
 def _form(parcel: Parcel, image: bytes | None) -> tuple[str, bytes]:

@@ -1,0 +1,69 @@
+"""Requests on connections that others had before: whether a body was sent whole, whether an answer is one to it."""
+
+import asyncio
+from typing import Self
+
+import aiohttp
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.connector import Connection
+
+CHUNK_BYTES = 1 << 16
+
+
+class Upload(aiohttp.Payload):
+    """A request's body, for aiohttp's `data`."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__(body)
+        self._body = body
+        self._size = len(body)
+        self._transport: asyncio.WriteTransport | None = None
+        self.is_whole = False
+        """Whether the system has taken all of it. Final once the response is closed."""
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return the body as text."""
+        return self._body.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write the body, and wait until it has left this process. An answer that comes earlier ends the writing."""
+        self._transport = transport = writer.transport
+        left = memoryview(self._body)
+        try:
+            while left:
+                chunk, left = left[:CHUNK_BYTES], left[CHUNK_BYTES:]
+                await writer.write(chunk)
+            if transport is not None and transport.get_write_buffer_size():
+                transport.set_write_buffer_limits(0)
+                await writer.drain()
+                transport.set_write_buffer_limits()
+        finally:
+            # Not whether the end was reached: the answer to the whole may come to be known before that all has left.
+            self.is_whole = not left and transport is not None and _has_sent_all(transport)
+
+    def drop_the_rest(self) -> None:
+        """Give up what has not left yet, and the connection with it.
+
+        A connection that is merely closed waits for a receiver that reads no more, for ever.
+        """
+        if not self.is_whole and self._transport is not None:
+            self._transport.abort()
+
+
+def _has_sent_all(transport: asyncio.WriteTransport) -> bool:
+    # One that is lost has nothing left to send either.
+    return not transport.is_closing() and transport.get_write_buffer_size() == 0
+
+
+class Answer(aiohttp.ClientResponse):
+    """An answer to its own request, for aiohttp's `response_class`."""
+
+    async def start(self, connection: Connection) -> Self:
+        """Read the answer's head. Raises `aiohttp.ClientConnectionError` if the connection holds one already.
+
+        An answer that is there before the request is one to an earlier request, which had one, or to nothing.
+        """
+        if connection.protocol is None or connection.protocol.should_close:
+            raise aiohttp.ClientConnectionError("There was an answer before the request.")
+        await super().start(connection)
+        return self
