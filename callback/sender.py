@@ -16,7 +16,7 @@ from callback.clock import iso
 from callback.delivery_rows import Parcel
 from callback.egress import Target
 from callback.signing import Signer
-from callback.upload import Answer, Upload
+from callback.upload import Answer, UnusableConnection, Upload
 
 PREVIEW_CHARS = 500
 """How much of an answer's body is kept; no more than that is read."""
@@ -27,6 +27,7 @@ one that is closed while a callback is on its way costs that attempt."""
 PREVIEW_TIMEOUT_S = 2.0
 """How long the body of an answer is waited for: its status, which is what counts, has come."""
 CLOSE_TIMEOUT_S = 1.0
+"""How long closing waits for connections to be closed."""
 _TEXT = "text/plain; charset=utf-8"
 
 
@@ -140,12 +141,14 @@ class Sender:
             raise NoReply(f"The receiver did not answer within {timeout_s:.0f} s.") from None
         except aiohttp.ClientConnectorError as error:
             raise _NotConnectedError(f"The receiver could not be reached ({_cause(error)}).") from None
+        except UnusableConnection:
+            raise NoReply("The receiver closed the connection, or answered on it, before the request.") from None
         except (aiohttp.ClientError, ssl.SSLError, OSError, asyncio.IncompleteReadError) as error:
             raise NoReply(f"The receiver did not answer ({_cause(error)}).") from None
         finally:
             upload.drop_the_rest()
         if reply.accepted and not upload.is_whole:
-            raise NoReply(f"The receiver answered {reply.status_code} before it had been sent the whole callback.")
+            raise NoReply(f"The receiver answered {reply.status_code} before the whole callback had been sent.")
         return reply
 
     async def close(self) -> None:

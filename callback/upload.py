@@ -10,8 +10,14 @@ from aiohttp.connector import Connection
 CHUNK_BYTES = 1 << 16
 
 
+class UnusableConnection(aiohttp.ClientConnectionError):
+    """The connection was closed, or held an answer, when the request was to be sent."""
+
+
 class Upload(aiohttp.Payload):
     """A request's body, for aiohttp's `data`."""
+
+    _autoclose = True  # It holds nothing open.
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body)
@@ -19,7 +25,8 @@ class Upload(aiohttp.Payload):
         self._size = len(body)
         self._transport: asyncio.WriteTransport | None = None
         self.is_whole = False
-        """Whether the system has taken all of it. Final once the response is closed."""
+        """Whether the system has taken all of it, once the response is closed. With TLS some may be in a buffer of the
+        transport below, which tells nobody how much it holds."""
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the body as text."""
@@ -36,7 +43,8 @@ class Upload(aiohttp.Payload):
             if transport is not None and transport.get_write_buffer_size():
                 transport.set_write_buffer_limits(0)
                 await writer.drain()
-                transport.set_write_buffer_limits()
+                if not transport.is_closing():
+                    transport.set_write_buffer_limits()
         finally:
             # Not whether the end was reached: the answer to the whole may come to be known before that all has left.
             self.is_whole = not left and transport is not None and _has_sent_all(transport)
@@ -59,11 +67,11 @@ class Answer(aiohttp.ClientResponse):
     """An answer to its own request, for aiohttp's `response_class`."""
 
     async def start(self, connection: Connection) -> Self:
-        """Read the answer's head. Raises `aiohttp.ClientConnectionError` if the connection holds one already.
+        """Read the answer's head. Raises `UnusableConnection` if the connection is known to hold one already.
 
         An answer that is there before the request is one to an earlier request, which had one, or to nothing.
         """
         if connection.protocol is None or connection.protocol.should_close:
-            raise aiohttp.ClientConnectionError("There was an answer before the request.")
+            raise UnusableConnection
         await super().start(connection)
         return self
