@@ -112,8 +112,9 @@ def _may_be_missing(job: Accepted, ended: Ended, disturbances: Sequence[Disturba
     """Tell whether the job's expiry came before its callback could be sent, or while nobody took it."""
     if job.expiry is None:
         return False
-    # An attempt fails when the receiver does not take it; all other faults let the next one succeed, or none be made.
+    # An attempt fails when the receiver does not take it, and is an error when its turn does not come because those
+    # before it are not taken. All other faults let the next one succeed, or none be made.
     deaf = any(
         one.kind is Kind.RECEIVER and job.accepted_at - DISTURBED_S <= one.at <= job.expiry for one in disturbances
     )
-    return ended.callback_status == "expired" or (ended.callback_status == "failed" and deaf)
+    return ended.callback_status == "expired" or (ended.callback_status in {"failed", "error"} and deaf)

@@ -64,6 +64,7 @@ def test_kept_promises_are_not_complained_about() -> None:
     refused = callback(answered_status=503, received_at=datetime.fromtimestamp(AT + 0.5, UTC))
     failed, deaf = replace(ENDED, callback_status="failed"), fault(-9, Kind.RECEIVER)
     assert found(expiring, failed, callbacks=(refused,), faults=(deaf,)) == []
+    assert found(expiring, replace(ENDED, callback_status="error"), callbacks=(), faults=(deaf,)) == []
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,10 @@ def test_kept_promises_are_not_complained_about() -> None:
         ({"callbacks": (), "job": replace(JOB, expiry=AT + 99)}, "no callback"),
         (
             {"callbacks": (), "job": replace(JOB, expiry=AT + 1), "ended": replace(ENDED, callback_status="failed")},
+            "no callback",
+        ),
+        (
+            {"callbacks": (), "ended": replace(ENDED, callback_status="error"), "faults": (fault(-9, Kind.RECEIVER),)},
             "no callback",
         ),
         (
