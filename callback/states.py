@@ -32,7 +32,8 @@ TRANSITIONS: dict[JobState, frozenset[JobState]] = {
 class DeliveryState(StrEnum):
     """What became of the latest attempt to deliver a callback.
 
-    `failed`: an answer other than 2xx, or none. `error`: it could not be tried. `pending`: no attempt has settled.
+    `failed`: an answer other than 2xx, one that came too early, or none. `error`: it could not be tried. `pending`: no
+    attempt has settled.
     """
 
     PENDING = "pending"

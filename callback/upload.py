@@ -21,7 +21,6 @@ class Upload(aiohttp.Payload):
 
     def __init__(self, body: bytes) -> None:
         super().__init__(body)
-        self._body = body
         self._size = len(body)
         self._transport: asyncio.WriteTransport | None = None
         self.is_whole = False
@@ -30,12 +29,12 @@ class Upload(aiohttp.Payload):
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """Return the body as text."""
-        return self._body.decode(encoding, errors)
+        return str(self._value, encoding, errors)
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Write the body, and wait until it has left this process. An answer that comes earlier ends the writing."""
         self._transport = transport = writer.transport
-        left = memoryview(self._body)
+        left = memoryview(self._value)
         try:
             while left:
                 chunk, left = left[:CHUNK_BYTES], left[CHUNK_BYTES:]

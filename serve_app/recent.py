@@ -26,7 +26,3 @@ class RecentKeys:
     def __contains__(self, key: str) -> bool:
         added = self._added.get(key)
         return added is not None and added >= time.monotonic() - self._for_s
-
-    def __len__(self) -> int:
-        """How many are held, those among them whose time is over since the last was added."""
-        return len(self._added)

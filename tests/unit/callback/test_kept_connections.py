@@ -71,14 +71,13 @@ async def test_a_connection_is_not_kept_for_long(monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("patient")
 async def test_a_kept_connection_that_the_receiver_closes_costs_one_attempt() -> None:
-    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""]
+    answers = [ANSWER, None, ANSWER]
 
     async def answer_once(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if answer := answers.pop(0):
             writer.write(answer)
         else:
             writer.close()
-            answers.append(ANSWER)
 
     async with raw_receiver(answer_once, keep_alive=True) as receiver, Sender() as sender:
         target = Target(URL(receiver.url), ("127.0.0.1",))
