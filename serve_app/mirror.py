@@ -116,7 +116,9 @@ class Mirror:
     def _line_up(self, view: JobView) -> None:
         owners = self._waiting[view.model]
         if view.state is JobState.QUEUED or (view.state is JobState.PROCESSING and view.started_at is None):
-            owners.setdefault(view.owner, SortedDict())[view.seq] = view.key
+            if view.owner not in owners:
+                owners[view.owner] = SortedDict()
+            owners[view.owner][view.seq] = view.key
         elif view.owner in owners:
             owners[view.owner].pop(view.seq, None)
             if not owners[view.owner]:

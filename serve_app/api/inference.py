@@ -2,11 +2,13 @@
 
 import re
 import time
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
+from starlette.requests import ClientDisconnect
 
 from callback.errors import JobNotFound
 from callback.records import JobView
@@ -17,6 +19,7 @@ from serve_app.api.identification import calling, plain_calling
 from serve_app.api.pictures import PICTURE_ANSWERS, picture
 from serve_app.api.shortcut import Shortcut, with_shortcut
 from serve_app.api.wire import JOB_ID_PATTERN, InferenceRequest, JobStatus, SubmitAnswer
+from serve_app.job_request import JobRequest
 from serve_app.service import Service
 from serve_app.submission import new_job
 
@@ -25,6 +28,8 @@ MAX_WAIT_S = 60.0
 JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="The job's id.")]
 _JOB_ID = re.compile(JOB_ID_PATTERN)
 _JOB_STATUS = TypeAdapter(JobStatus)
+_SUBMIT_ANSWER = TypeAdapter(SubmitAnswer)
+Submit = Callable[[Caller, InferenceRequest], Awaitable[SubmitAnswer]]
 
 
 def router(service: Service) -> APIRouter:
@@ -33,7 +38,6 @@ def router(service: Service) -> APIRouter:
     may_submit = Depends(calling(service, Scope.SUBMIT))
     may_read = Depends(calling(service, Scope.READ))
 
-    @routes.post("/inference", responses=documented(400, 401, 403, 408, 409, 413, 422, 429, 503))
     async def submit(
         caller: Annotated[Caller, may_submit],
         body: InferenceRequest,
@@ -45,7 +49,17 @@ def router(service: Service) -> APIRouter:
             raise Refused(403, "forbidden", "A job belongs to the client that submits it: leave `owner` out.")
         job = await new_job(service, caller.client, body, idempotency_key)
         view = await service.submit(job)
-        return _submit_answer(show(service, caller, view), fresh=view.key == job.key)
+        if view.key == job.key:
+            return _accepted(view, service.mirror.position(view))
+        return _accepted_before(show(service, caller, view))
+
+    routes.add_api_route(
+        "/inference",
+        submit,
+        methods=["POST"],
+        responses=documented(400, 401, 403, 408, 409, 413, 422, 429, 503),
+        route_class_override=with_shortcut(_plain_submit(service, submit)),
+    )
 
     async def status(
         caller: Annotated[Caller, may_read],
@@ -90,18 +104,57 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _submit_answer(shown: JobStatus, *, fresh: bool) -> SubmitAnswer:
+def _accepted(view: JobView, queue_position: int | None) -> SubmitAnswer:
+    """Return the answer to a new job's submit."""
+    request = JobRequest.model_validate_json(view.request_json)
     return SubmitAnswer(
-        id=shown.id,
-        job_id=shown.job_id,
+        **_names(view.job_id),
+        status="queued",
+        message="The job is accepted.",
+        seed=request.seed,
+        queue_position=queue_position,
+        warnings=request.warnings,
+    )
+
+
+def _accepted_before(shown: JobStatus) -> SubmitAnswer:
+    """Return the answer to a submit that repeats an earlier one, whose job may be anywhere by now."""
+    return SubmitAnswer(
+        **_names(shown.job_id),
         status=shown.status,
-        message="The job is accepted." if fresh else "The job was accepted before.",
-        status_url=f"/inference/status/{shown.job_id}",
-        result_url=f"/inference/result/{shown.job_id}",
+        message="The job was accepted before.",
         seed=shown.seed,
         queue_position=shown.queue_position,
         warnings=shown.warnings,
     )
+
+
+def _names(job_id: str) -> dict[str, str]:
+    return {
+        "id": job_id,
+        "job_id": job_id,
+        "status_url": f"/inference/status/{job_id}",
+        "result_url": f"/inference/result/{job_id}",
+    }
+
+
+def _plain_submit(service: Service, submit: Submit) -> Shortcut:
+    """Return what answers a valid submit that has nothing but its body; what is wrong with others FastAPI says."""
+    calling_client = plain_calling(service, Scope.SUBMIT)
+
+    async def plain_submit(request: Request) -> Response | None:
+        headers = request.headers
+        plain = headers.get("content-type") == "application/json" and headers.get("idempotency-key") is None
+        if request.scope["query_string"] or not plain:
+            return None
+        try:
+            body = InferenceRequest.model_validate_json(await request.body())
+        except (ValidationError, ClientDisconnect):
+            return None
+        answer = await submit(await calling_client(request), body)
+        return Response(_SUBMIT_ANSWER.dump_json(answer), media_type="application/json")
+
+    return plain_submit
 
 
 def _plain_status(service: Service) -> Shortcut:

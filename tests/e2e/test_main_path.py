@@ -1,8 +1,11 @@
 """The main job on real input: a prompt becomes a picture that arrives by callback, polling and download."""
 
 import hashlib
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from typing import Any
+from uuid import uuid4
 
 import httpx
 import pytest
@@ -33,6 +36,26 @@ def test_the_same_picture_arrives_by_callback_polling_and_download(
     assert png == client.image(answer.job_id)
     assert status.sha256 == callback.sha256 == hashlib.sha256(png).hexdigest()
     assert ImageValidator(256, 256, min_file_size=1000).validate_bytes(png).is_valid
+
+
+def test_a_submit_is_answered_alike_on_the_short_and_the_general_way(http: httpx.Client) -> None:
+    asked = {"prompt": "a", "model": "simulated", "seed": 3, "width": 64, "height": 64, "callback_secret": "unused"}
+
+    def answer(**request: Any) -> dict[str, Any]:
+        submitted = http.post("/inference", **request)
+        assert submitted.status_code == 200
+        return {
+            name: value.replace(submitted.json()["job_id"], "ID") if isinstance(value, str) else value
+            for name, value in submitted.json().items()
+            if name != "queue_position"
+        }
+
+    short = answer(json=asked)
+    assert short["warnings"] == ["callback_secret has no effect without callback_url."]
+    assert short == answer(json=asked, params={"unknown": "1"})
+    assert short == answer(json=asked, headers={"Idempotency-Key": str(uuid4())})
+    assert short == answer(content=json.dumps(asked), headers={"Content-Type": "application/json; charset=utf-8"})
+    assert short == answer(content=json.dumps(asked).encode("utf-16"), headers={"Content-Type": "application/json"})
 
 
 def test_a_status_has_every_field_of_the_protocol(http: httpx.Client, receiver: CallbackServer) -> None:
