@@ -116,6 +116,20 @@ class Endings:
         if ended.parcel is not None:
             self._deliveries.begin(ended.parcel, view)
         self._metrics.ended(view)
-        fields = {"job_id": view.job_id, "key": view.key, "state": view.state, "error_code": view.error_code}
-        _log.info("job ended", extra=fields | {"attempt": view.attempt})
+        _log.info("job ended", extra=_told(view))
         return True
+
+
+def _told(view: JobView) -> dict[str, Any]:
+    """Return what the log says of a job: one line, with its whole life."""
+    assert view.finished_at is not None  # noqa: S101 - written with every final state
+    return {
+        "job_id": view.job_id,
+        "key": view.key,
+        "seq": view.seq,
+        "model": view.model,
+        "attempt": view.attempt,
+        "state": view.state,
+        "error_code": view.error_code,
+        "seconds": round(view.finished_at - view.queued_at, 3),
+    }

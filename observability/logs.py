@@ -13,7 +13,8 @@ _job_id: contextvars.ContextVar[str | None] = contextvars.ContextVar("darkroom_j
 ROOT_LOGGER = "darkroom"
 # Built once: `json.dumps` would build one for every line.
 _ENCODER = json.JSONEncoder(default=str, ensure_ascii=False)
-_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "job_id"}
+# Ray gives every record of its workers a moment of its own.
+_STANDARD_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "job_id", "_ray_timestamp_ns"}
 
 
 @contextmanager

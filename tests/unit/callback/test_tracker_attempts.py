@@ -1,5 +1,7 @@
 """Claims, leases, reports, cancellation and time limits."""
 
+import json
+import logging
 from dataclasses import replace
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from callback.records import Cancel, Claim, Finish, JobView, Release, Submit
 from callback.schema import deliveries, jobs
 from callback.states import JobState
+from observability.logs import JsonFormatter
 from tests.unit.callback.tracker_kit import UNROUTED, Desk, StartDesk, failure, is_final, new_job, rejected
 
 # ---- claims ----------------------------------------------------------------------------------------------------------
@@ -81,6 +84,31 @@ async def test_a_finished_job_shows_its_picture_and_result(desk: Desk) -> None:
     view = await desk.view()
     assert (view.state, view.picture, view.result_json) == (JobState.COMPLETED, report.picture, '{"seed": 1}')
     assert view.finished_at == desk.clock.now()
+
+
+async def test_the_log_has_one_line_of_a_job(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "darkroom.jobs"):
+        job = await desk.submit()
+        desk.clock.advance(2.5)
+        claim = await desk.claim_one()
+        await desk.do_all(desk.completion(claim), desk.completion(claim))
+
+    (line,) = [record for record in caplog.records if record.name == "darkroom.jobs"]
+    told = json.loads(JsonFormatter().format(line))
+    assert told.pop("time")
+    assert told == {
+        "level": "info",
+        "logger": "darkroom.jobs",
+        "message": "job ended",
+        "job_id": "job-1",
+        "key": job.key,
+        "seq": 1,
+        "model": "sd",
+        "attempt": 1,
+        "state": "completed",
+        "error_code": None,
+        "seconds": 2.5,
+    }
 
 
 async def test_a_report_sent_again_answers_the_same(desk: Desk) -> None:
