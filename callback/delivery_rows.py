@@ -6,7 +6,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from callback.records import DeliveryView
+from callback.records import Callback, DeliveryView, JobView
 from callback.schema import deliveries, delivery_attempts, jobs
 from callback.states import DeliveryState, JobState
 
@@ -73,22 +73,49 @@ def create(
     expired: bool,
 ) -> DeliveryView:
     """Open the delivery of a job that has just ended: attempt 1 is reserved, unless the expiry has passed already."""
-    row = {
-        "key": key,
-        "webhook_id": f"msg_{key}",
-        "receiver": receiver,
-        "state": DeliveryState.EXPIRED if expired else DeliveryState.PENDING,
-        "payload_status": payload_status(state),
-        "attempts": 0 if expired else 1,
-        "final": expired,
-        "settles_by": settles_by,
-        "give_up_at": give_up_at,
-        "first_settled_at": now if expired else None,
-        "attempted_at": now,
-        "next_attempt_at": None,
-        "reserved_at": None if expired else now,
-    }
-    return _view(tx.execute(_OPEN, row).mappings().one())
+    delivery = DeliveryView(
+        state=DeliveryState.EXPIRED if expired else DeliveryState.PENDING,
+        webhook_id=f"msg_{key}",
+        attempts=0 if expired else 1,
+        final=expired,
+        settles_by=settles_by,
+        payload_status=payload_status(state),
+        first_settled_at=now if expired else None,
+        attempted_at=now,
+    )
+    hidden = {"key": key, "receiver": receiver, "give_up_at": give_up_at, "reserved_at": None if expired else now}
+    tx.execute(_OPEN, hidden | {name: getattr(delivery, name) for name in _SHOWN})
+    return delivery
+
+
+def first_parcel(view: JobView, callback: Callback, receiver: str, give_up_at: float) -> Parcel:
+    """Return what the attempt reserved by `create` needs, for the job with that delivery; equal to `parcel`."""
+    delivery, picture = view.delivery, view.picture
+    assert delivery is not None  # noqa: S101 - see above
+    assert view.finished_at is not None  # noqa: S101 - it has ended
+    return Parcel(
+        key=view.key,
+        owner=view.owner,
+        job_id=view.job_id,
+        webhook_id=delivery.webhook_id,
+        receiver=receiver,
+        attempt=delivery.attempts,
+        attempts_before=0,
+        url=callback.url,
+        secret=callback.secret,
+        signing_secret=callback.signing_secret,
+        image_url=callback.image_url,
+        expiry=view.expiry,
+        give_up_at=give_up_at,
+        payload_status=delivery.payload_status,
+        finished_at=view.finished_at,
+        error=view.error,
+        picture_key=picture.key if picture else None,
+        picture_sha256=picture.sha256 if picture else None,
+        picture_size_bytes=picture.size_bytes if picture else None,
+        picture_width=picture.width if picture else None,
+        picture_height=picture.height if picture else None,
+    )
 
 
 def _view(row: sa.RowMapping) -> DeliveryView:
@@ -121,8 +148,8 @@ _PARCEL = sa.select(
 ).select_from(deliveries.join(jobs))
 _PARCEL_OF = _PARCEL.where(deliveries.c.key == sa.bindparam("of_key"))
 # Built once: see `job_rows`. The columns to set are those of the parameters.
-_SHOWN = tuple(deliveries.c[field.name] for field in fields(DeliveryView))
-_OPEN = sa.insert(deliveries).returning(*_SHOWN)
+_SHOWN = {field.name: deliveries.c[field.name] for field in fields(DeliveryView)}
+_OPEN = sa.insert(deliveries)
 _SETTLE = (
     sa.update(deliveries)
     .where(
@@ -131,7 +158,7 @@ _SETTLE = (
         deliveries.c.reserved_at.is_not(None),
     )
     .values(first_settled_at=sa.func.coalesce(deliveries.c.first_settled_at, sa.bindparam("settled_at")))
-    .returning(*_SHOWN)
+    .returning(*_SHOWN.values())
 )
 _NOTE_ATTEMPT = sa.insert(delivery_attempts)
 

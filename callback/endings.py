@@ -83,24 +83,25 @@ class Endings:
             "finished_at": now,
             **ending.values,
         }
-        view = job_rows.finish(tx, before.key, before.state, before.attempt, values)
-        if view is None:
+        job = job_rows.finish(tx, before.key, before.state, before.attempt, values)
+        if job is None:
             return before
-        parcel = None
-        if before.callback_url is not None:
-            expired = before.expiry is not None and now > before.expiry
-            delivery = delivery_rows.create(
-                tx,
-                before.key,
-                receiver_of(before.callback_url),
-                ending.state,
-                now=now,
-                settles_by=now + self._config.callback_timeout_s,
-                give_up_at=self.give_up_at(before, now),
-                expired=expired,
-            )
-            view = replace(view, delivery=delivery)
-            parcel = None if expired else delivery_rows.parcel(tx, before.key)
+        if job.callback is None:
+            return Ended(job.view, None)
+        receiver, give_up_at = receiver_of(job.callback.url), self.give_up_at(before, now)
+        expired = before.expiry is not None and now > before.expiry
+        delivery = delivery_rows.create(
+            tx,
+            before.key,
+            receiver,
+            ending.state,
+            now=now,
+            settles_by=now + self._config.callback_timeout_s,
+            give_up_at=give_up_at,
+            expired=expired,
+        )
+        view = replace(job.view, delivery=delivery)
+        parcel = None if expired else delivery_rows.first_parcel(view, job.callback, receiver, give_up_at)
         return Ended(view, parcel)
 
     def give_up_at(self, view: JobView, now: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from callback.records import DeliveryView, JobView, NewJob, Picture
+from callback.records import Callback, DeliveryView, JobView, NewJob, Picture
 from callback.schema import deliveries, idempotency_aliases, jobs
 from callback.states import FINAL, DeliveryState, JobState, allowed
 from callback.store import Store
@@ -213,7 +213,15 @@ def blamed_attempts(tx: sa.Connection, key: str) -> int:
     return int(tx.execute(sa.select(jobs.c.blamed).where(jobs.c.key == key)).scalar_one())
 
 
-def finish(tx: sa.Connection, key: str, before: JobState, attempt: int, values: dict[str, Any]) -> JobView | None:
+@dataclass(frozen=True, slots=True)
+class FinalJob:
+    """A job that has just ended, as it is stored: what readers see, and what only its callback needs."""
+
+    view: JobView
+    callback: Callback | None
+
+
+def finish(tx: sa.Connection, key: str, before: JobState, attempt: int, values: dict[str, Any]) -> FinalJob | None:
     """Write a final state with `values` (state, times, picture, error). A job being cancelled cannot complete.
 
     Returns the job as it is now, which has no delivery yet; None if it was not in the state `before` of `attempt`.
@@ -226,7 +234,13 @@ def finish(tx: sa.Connection, key: str, before: JobState, attempt: int, values: 
     statement = _COMPLETE if values["state"] is JobState.COMPLETED else _FINISH
     parameters = _change(key, before, attempt, values | {"holder": None, "claim_id": None})
     row = tx.execute(statement, parameters).mappings().first()
-    return _view(row, None) if row is not None else None
+    return FinalJob(_view(row, None), _callback(row)) if row is not None else None
+
+
+def _callback(row: sa.RowMapping) -> Callback | None:
+    if row["callback_url"] is None:
+        return None
+    return Callback(row["callback_url"], row["callback_secret"], row["image_url"], row["callback_signing_secret"])
 
 
 def _change(key: str, before: JobState, attempt: int, values: dict[str, Any]) -> dict[str, Any]:

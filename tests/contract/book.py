@@ -52,8 +52,8 @@ class Book:
             picture = {"sha256": "00", "size_bytes": size_bytes, "width": 64, "height": 64, "key": f"{key}/1.png"}
             values |= {f"picture_{name}": value for name, value in picture.items()}
             values["state"] = JobState.COMPLETED
-        view = self.do(job_rows.finish, key, JobState.PROCESSING, 1, values)
-        assert view == self.view(key)
+        job = self.do(job_rows.finish, key, JobState.PROCESSING, 1, values)
+        assert job.view == self.view(key)
         return key
 
     def delivery(self, job_id: str = "job-1", *, receiver: str = "receiver.example:80", expired: bool = False) -> str:

@@ -1,10 +1,14 @@
 """What the courier relies on, of every database: one delivery a job, each attempt settled once."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import sqlalchemy as sa
 
-from callback import delivery_rows
+from callback import delivery_rows, job_rows
 from callback.delivery_rows import Parcel
+from callback.records import Callback
 from callback.schema import delivery_attempts
 from callback.states import DeliveryState, JobState
 from tests.contract.book import NOW, URL, Book, outcome
@@ -21,6 +25,24 @@ def test_a_delivery_begins_with_its_first_attempt_reserved(book: Book) -> None:
     assert (delivery.state, delivery.attempts, delivery.final) == (DeliveryState.PENDING, 1, False)
     assert book.do(delivery_rows.reserve, key, NOW + 1e6) is None
     assert book.do(delivery_rows.due, NOW + 1e6, 10) == []
+
+
+@pytest.mark.parametrize("size_bytes", [None, 1000])
+def test_the_first_parcel_is_what_the_store_has(book: Book, size_bytes: int | None) -> None:
+    callback = Callback(URL, "s3cret", "http://service/images/job-1.png", "whsec_x")
+    key = book.claimed(callback=callback, owner="somebody", expiry=NOW + 60)
+    values: dict[str, Any] = {"state": JobState.FAILED, "finished_at": NOW, "error": "It broke."}
+    if size_bytes is not None:
+        picture = {"sha256": "00", "size_bytes": size_bytes, "width": 64, "height": 32, "key": f"{key}/1.png"}
+        values = {"state": JobState.COMPLETED, "finished_at": NOW}
+        values |= {f"picture_{name}": value for name, value in picture.items()}
+    job = book.do(job_rows.finish, key, JobState.PROCESSING, 1, values)
+    until = {"settles_by": NOW + 30, "give_up_at": NOW + 3600}
+    opened = book.do(delivery_rows.create, key, "receiver:80", values["state"], now=NOW, expired=False, **until)
+
+    assert job.callback == callback
+    parcel = delivery_rows.first_parcel(replace(job.view, delivery=opened), job.callback, "receiver:80", NOW + 3600)
+    assert parcel == book.read(delivery_rows.parcel, key)
 
 
 def test_a_job_has_one_delivery(book: Book) -> None:
