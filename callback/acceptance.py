@@ -70,7 +70,7 @@ class Acceptance:
                     self._allowance.use(job.owner, job.pixel_steps)
                 self._board.put(Entry(view, waiting_since=now, waits_from=self._clock.steady()))
                 self._metrics.submitted(view.model)
-                # The line of its end says this too: a line costs the tracker a tenth of what a quick job does.
+                # At DEBUG, because a line costs a tenth of a quick job, and the line of its end has the same.
                 _log.debug("job accepted", extra={"job_id": view.job_id, "key": view.key, "seq": seq})
             entry = self._board.get(view.key)
             # Of an open job memory knows more than its row.

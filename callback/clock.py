@@ -4,6 +4,9 @@ import time
 from datetime import UTC, datetime
 from typing import Protocol
 
+# A client's expiry in the last microseconds of the year 9999 is, as a float, in the year 10000, which nothing can show.
+_LATEST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
+
 
 class Clock(Protocol):
     """Wall time for moments that others see or the store keeps, steady time for how long something took. Seconds."""
@@ -31,4 +34,4 @@ class SystemClock:
 
 def iso(moment: float) -> str:
     """Return `moment` as ISO 8601 in UTC with microseconds and `+00:00`, the format of the wire protocol."""
-    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="microseconds")
+    return datetime.fromtimestamp(min(moment, _LATEST), UTC).isoformat(timespec="microseconds")

@@ -91,8 +91,8 @@ def create(
 def first_parcel(view: JobView, callback: Callback, receiver: str, give_up_at: float) -> Parcel:
     """Return what the attempt reserved by `create` needs, for the job with that delivery; equal to `parcel`."""
     delivery, picture = view.delivery, view.picture
-    assert delivery is not None  # noqa: S101 - see above
-    assert view.finished_at is not None  # noqa: S101 - it has ended
+    assert delivery is not None  # noqa: S101 - `create` made it
+    assert view.finished_at is not None  # noqa: S101 - only a job that has ended has a delivery
     return Parcel(
         key=view.key,
         owner=view.owner,

@@ -132,5 +132,6 @@ def _told(view: JobView) -> dict[str, Any]:
         "attempt": view.attempt,
         "state": view.state,
         "error_code": view.error_code,
-        "seconds": round(view.finished_at - view.queued_at, 3),
+        # The clock may have been set back.
+        "seconds": round(max(0.0, view.finished_at - view.queued_at), 3),
     }

@@ -238,6 +238,7 @@ def finish(tx: sa.Connection, key: str, before: JobState, attempt: int, values: 
 
 
 def _callback(row: sa.RowMapping) -> Callback | None:
+    # The other columns were written with this one.
     if row["callback_url"] is None:
         return None
     return Callback(row["callback_url"], row["callback_secret"], row["image_url"], row["callback_signing_secret"])

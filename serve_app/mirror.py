@@ -116,6 +116,7 @@ class Mirror:
     def _line_up(self, view: JobView) -> None:
         owners = self._waiting[view.model]
         if view.state is JobState.QUEUED or (view.state is JobState.PROCESSING and view.started_at is None):
+            # Not `setdefault`: it would make one for every change.
             if view.owner not in owners:
                 owners[view.owner] = SortedDict()
             owners[view.owner][view.seq] = view.key

@@ -8,10 +8,11 @@ from uuid import uuid4
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from pydantic import TypeAdapter, ValidationError
-from starlette.requests import ClientDisconnect
+from starlette.exceptions import HTTPException
 
 from callback.errors import JobNotFound
 from callback.records import JobView
+from callback.states import JobState
 from serve_app.access.clients import Scope
 from serve_app.api.caller import Caller, show
 from serve_app.api.errors import Refused, documented
@@ -29,7 +30,7 @@ JobId = Annotated[str, Path(pattern=JOB_ID_PATTERN, description="The job's id.")
 _JOB_ID = re.compile(JOB_ID_PATTERN)
 _JOB_STATUS = TypeAdapter(JobStatus)
 _SUBMIT_ANSWER = TypeAdapter(SubmitAnswer)
-Submit = Callable[[Caller, InferenceRequest], Awaitable[SubmitAnswer]]
+_Submitting = Callable[[Caller, InferenceRequest], Awaitable[SubmitAnswer]]
 
 
 def router(service: Service) -> APIRouter:
@@ -49,9 +50,10 @@ def router(service: Service) -> APIRouter:
             raise Refused(403, "forbidden", "A job belongs to the client that submits it: leave `owner` out.")
         job = await new_job(service, caller.client, body, idempotency_key)
         view = await service.submit(job)
-        if view.key == job.key:
-            return _accepted(view, service.mirror.position(view))
-        return _accepted_before(show(service, caller, view))
+        message = "The job is accepted." if view.key == job.key else "The job was accepted before."
+        if view.state is JobState.QUEUED:
+            return _queued(view, message, service.mirror.position(view))
+        return _moved_on(show(service, caller, view), message)
 
     routes.add_api_route(
         "/inference",
@@ -104,25 +106,25 @@ def router(service: Service) -> APIRouter:
     return routes
 
 
-def _accepted(view: JobView, queue_position: int | None) -> SubmitAnswer:
-    """Return the answer to a new job's submit."""
+def _queued(view: JobView, message: str, queue_position: int | None) -> SubmitAnswer:
+    """Return the answer to nearly every submit."""
     request = JobRequest.model_validate_json(view.request_json)
     return SubmitAnswer(
         **_names(view.job_id),
         status="queued",
-        message="The job is accepted.",
+        message=message,
         seed=request.seed,
         queue_position=queue_position,
         warnings=request.warnings,
     )
 
 
-def _accepted_before(shown: JobStatus) -> SubmitAnswer:
-    """Return the answer to a submit that repeats an earlier one, whose job may be anywhere by now."""
+def _moved_on(shown: JobStatus, message: str) -> SubmitAnswer:
+    """Return the answer to a submit that came a second time, ours to the tracker or the client's to us."""
     return SubmitAnswer(
         **_names(shown.job_id),
         status=shown.status,
-        message="The job was accepted before.",
+        message=message,
         seed=shown.seed,
         queue_position=shown.queue_position,
         warnings=shown.warnings,
@@ -138,7 +140,7 @@ def _names(job_id: str) -> dict[str, str]:
     }
 
 
-def _plain_submit(service: Service, submit: Submit) -> Shortcut:
+def _plain_submit(service: Service, submit: _Submitting) -> Shortcut:
     """Return what answers a valid submit that has nothing but its body; what is wrong with others FastAPI says."""
     calling_client = plain_calling(service, Scope.SUBMIT)
 
@@ -148,13 +150,24 @@ def _plain_submit(service: Service, submit: Submit) -> Shortcut:
         if request.scope["query_string"] or not plain:
             return None
         try:
-            body = InferenceRequest.model_validate_json(await request.body())
-        except (ValidationError, ClientDisconnect):
+            body = InferenceRequest.model_validate_json(await _read_body(request))
+        except ValidationError:
             return None
         answer = await submit(await calling_client(request), body)
         return Response(_SUBMIT_ANSWER.dump_json(answer), media_type="application/json")
 
     return plain_submit
+
+
+async def _read_body(request: Request) -> bytes:
+    """Return the body; what keeps it from coming is answered as FastAPI would answer it."""
+    try:
+        return await request.body()
+    except HTTPException:
+        raise
+    except Exception as error:
+        # Not left to FastAPI: what failed once might let a second reading wait for ever.
+        raise HTTPException(400, "There was an error parsing the body") from error
 
 
 def _plain_status(service: Service) -> Shortcut:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from callback.clock import iso
 from serve_app.api.wire import InferenceRequest
 
 
@@ -23,6 +24,13 @@ def on_the_short_way(body: bytes) -> InferenceRequest | None:
         return InferenceRequest.model_validate_json(body)
     except ValidationError:
         return None
+
+
+def test_any_expiry_that_is_taken_can_be_shown() -> None:
+    for moment in ("9999-12-31T23:59:59.999999Z", "0001-01-01T00:00:00Z"):
+        expiry = InferenceRequest(prompt="a", expiry=moment).expiry  # type: ignore[arg-type]  # as clients send it
+        assert expiry is not None
+        assert iso(expiry.timestamp())[:19] == moment[:19]
 
 
 @pytest.mark.parametrize(
