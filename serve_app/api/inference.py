@@ -38,30 +38,7 @@ def router(service: Service) -> APIRouter:
     routes = APIRouter(tags=["inference"])
     may_submit = Depends(calling(service, Scope.SUBMIT))
     may_read = Depends(calling(service, Scope.READ))
-
-    async def submit(
-        caller: Annotated[Caller, may_submit],
-        body: InferenceRequest,
-        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
-    ) -> SubmitAnswer:
-        """Accept a job. It is durable when this answers."""
-        _refuse_if_closed(service)
-        if caller.owner != caller.client.name:
-            raise Refused(403, "forbidden", "A job belongs to the client that submits it: leave `owner` out.")
-        job = await new_job(service, caller.client, body, idempotency_key)
-        view = await service.submit(job)
-        message = "The job is accepted." if view.key == job.key else "The job was accepted before."
-        if view.state is JobState.QUEUED:
-            return _queued(view, message, service.mirror.position(view))
-        return _moved_on(show(service, caller, view), message)
-
-    routes.add_api_route(
-        "/inference",
-        submit,
-        methods=["POST"],
-        responses=documented(400, 401, 403, 408, 409, 413, 422, 429, 503),
-        route_class_override=with_shortcut(_plain_submit(service, submit)),
-    )
+    _add_submit(routes, service)
 
     async def status(
         caller: Annotated[Caller, may_read],
@@ -104,6 +81,34 @@ def router(service: Service) -> APIRouter:
         return show(service, caller, await service.client.redeliver(caller.owner, job_id, uuid4().hex))
 
     return routes
+
+
+def _add_submit(routes: APIRouter, service: Service) -> None:
+    may_submit = Depends(calling(service, Scope.SUBMIT))
+
+    async def submit(
+        caller: Annotated[Caller, may_submit],
+        body: InferenceRequest,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+    ) -> SubmitAnswer:
+        """Accept a job. It is durable when this answers."""
+        _refuse_if_closed(service)
+        if caller.owner != caller.client.name:
+            raise Refused(403, "forbidden", "A job belongs to the client that submits it: leave `owner` out.")
+        job = await new_job(service, caller.client, body, idempotency_key)
+        view = await service.submit(job)
+        message = "The job is accepted." if view.key == job.key else "The job was accepted before."
+        if view.state is JobState.QUEUED:
+            return _queued(view, message, service.mirror.position(view))
+        return _moved_on(show(service, caller, view), message)
+
+    routes.add_api_route(
+        "/inference",
+        submit,
+        methods=["POST"],
+        responses=documented(400, 401, 403, 408, 409, 413, 422, 429, 503),
+        route_class_override=with_shortcut(_plain_submit(service, submit)),
+    )
 
 
 def _queued(view: JobView, message: str, queue_position: int | None) -> SubmitAnswer:

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, routing
 
 from callback.allowance import Allowance
 from callback.records import NewJob
@@ -67,7 +67,7 @@ async def answer(
     api = FastAPI()
     errors.install(api)
     api.add_middleware(BodyLimit)
-    api.router.routes.extend(inference.router(service).routes)  # type: ignore[arg-type]
+    api.router.routes.extend(inference.router(service).routes)  # type: ignore[arg-type]  # see `Service`
     left, sent = [*messages], []
 
     async def receive() -> Any:
@@ -136,6 +136,20 @@ async def test_whoever_sends_it(body: bytes, key: tuple[bytes, bytes], status: i
     answered = await answer(short, whole(body), [JSON, key], short=True)
     assert answered[0] == {b"{": 400, b"{}": 422 if status == 200 else status}.get(body, status)
     assert answered == await answer(general, whole(body), [JSON, key], short=False)
+
+
+@pytest.mark.parametrize(("short", "solved"), [(True, 0), (False, 1)])
+async def test_the_short_way_is_short(short: bool, solved: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    solving = []
+    solve = routing.solve_dependencies
+
+    async def noted(*args: Any, **kwargs: Any) -> Any:
+        solving.append(kwargs)
+        return await solve(*args, **kwargs)
+
+    monkeypatch.setattr(routing, "solve_dependencies", noted)
+    assert (await answer(Service(), whole(), [JSON], short=short))[0] == 200
+    assert len(solving) == solved
 
 
 @pytest.mark.parametrize("body", [BODY, b"{}"])
