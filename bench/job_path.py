@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
-
 from bench.config import Darkroom, Replicas, Yardstick, free_port, serve_config
 from bench.connections import Session
 from bench.instance import Instance, has_replicas
@@ -15,6 +13,7 @@ from bench.plan import Plan
 from bench.receiver import Receiver, receiver
 from bench.records import Calls, JobPath, ModeFigures, ProxyModeName, Run
 from bench.rounds import HELD, NOOP, Progress, Rounds
+from launcher.local import answer_at
 from stress.submit_rate import bare_server
 
 
@@ -64,9 +63,7 @@ def _answers(url: str) -> bool:
         return False
     # A job that does not exist: the naive app says so as soon as its tracker lives.
     for path, status in (("constant", 200), ("naive/inference/status/none", 404)):
-        try:
-            if httpx.get(f"{url}/{path}", timeout=5, trust_env=False).status_code != status:
-                return False
-        except httpx.HTTPError:
+        answer = answer_at(f"{url}/{path}")
+        if answer is None or answer.status_code != status:
             return False
     return True

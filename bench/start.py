@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import yaml
 
 from bench.config import Darkroom, Replicas, free_port, serve_config
@@ -20,10 +19,10 @@ from bench.records import ProxyModeName, Start, StartFigures
 from bench.statistics import estimate
 from deployments.embedded import MODEL_FOLDER
 from deployments.models import ModelSettings
-from launcher.local import LocalDarkroom, health_at
+from launcher.local import LocalDarkroom, answer_at, health_at
 
 START_TIMEOUT_S = 300.0
-_POLL_S = 0.05
+_POLL_S = 0.1
 
 ENGINES = ("noop", "embedded")
 Moments = tuple[float, float, float, float, float]
@@ -84,7 +83,7 @@ def _time_embedded(home: Path) -> Moments:
 
 
 def _until_picture(url: str, began: float, log: Path) -> Moments:
-    answers = _first(lambda: _answers(url), log)
+    answers = _first(lambda: answer_at(url) is not None, log)
     accepting = _first(lambda: bool((health := health_at(url)) and health["accepting"]), log)
     # Submitted at once, as a client in a hurry does: the job waits for the model.
     job_id = asyncio.run(_submit(url))
@@ -93,14 +92,6 @@ def _until_picture(url: str, began: float, log: Path) -> Moments:
     moments = (answers, accepting, loaded, moment(status, "started_at"), moment(status, "completed_at"))
     first, second, third, fourth, fifth = (at - began for at in moments)
     return first, second, third, fourth, fifth
-
-
-def _answers(url: str) -> bool:
-    try:
-        httpx.get(url, timeout=5, trust_env=False)
-    except httpx.HTTPError:
-        return False
-    return True
 
 
 def _is_loaded(health: dict[str, Any] | None) -> bool:
