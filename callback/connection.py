@@ -12,7 +12,6 @@ import ray
 from packaging.version import Version
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 
-from callback.actor import TrackerActor
 from callback.config import TRACKER_NAMESPACE, TrackerConfig, code_fingerprint, code_version
 from callback.errors import SILENCE, TrackerError, TrackerUnavailable
 from callback.records import PictureStore, TrackerIdentity
@@ -102,6 +101,9 @@ class TrackerConnection:
             return self._handle
 
     def _find_or_create(self) -> Any:
+        # Its databases and HTTP clients take a second to import. Whoever builds the application never connects.
+        from callback.actor import TrackerActor  # noqa: PLC0415
+
         options = {
             "name": self._name,
             "namespace": TRACKER_NAMESPACE,
