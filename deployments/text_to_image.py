@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import threading
 from collections.abc import AsyncIterator, Collection, Iterator
@@ -38,8 +39,9 @@ class TextToImage:
     ) -> None:
         configure(log_level)
         self._model = model
-        self._engine = create_engine(model, ArtifactStore(artifacts_root), device=device, replica_id=_replica_id())
-        self._engine.start()
+        with _collector_at_rest():
+            self._engine = create_engine(model, ArtifactStore(artifacts_root), device=device, replica_id=_replica_id())
+            self._engine.start()
         self._together: dict[str, RenderHandle] = {}
         self._exit_timer: threading.Timer | None = None
         _log.info("model %s is loaded on %s", model.name, self._engine.device)
@@ -124,6 +126,20 @@ class TextToImage:
             self._exit_timer = threading.Timer(_EXIT_GRACE_S, os._exit, (_EXIT_CODE,))
             self._exit_timer.daemon = True
             self._exit_timer.start()
+
+
+@contextlib.contextmanager
+def _collector_at_rest() -> Iterator[None]:
+    """Leave out Python's garbage collector while a model loads, and what has been made by then for ever.
+
+    Libraries and weights are a million objects that stay: looking at them again and again takes a sixth of a load.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def deployment_for(

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +11,7 @@ import pytest
 from rendering_kit import make_request
 
 from deployments import mailbox, text_to_image
-from deployments.errors import EngineUnhealthy
+from deployments.errors import EngineUnhealthy, ModelUnusable
 from deployments.mailbox import Batch
 from deployments.models import ModelSettings, SimulatedOptions
 from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderProgress, RenderStarted
@@ -32,6 +33,19 @@ def replica(tmp_path: Path) -> Iterator[Replica]:
     yield create
     for each in replicas:
         each._engine.close()
+
+
+def test_the_collector_is_back_after_a_load_and_leaves_alone_what_was_made_in_it(replica: Replica) -> None:
+    before = gc.get_freeze_count()
+    replica()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > before
+
+
+def test_the_collector_is_back_after_a_load_that_failed(tmp_path: Path) -> None:
+    with pytest.raises(ModelUnusable):
+        TextToImage(ModelSettings(source=str(tmp_path)), str(tmp_path / "artifacts"))
+    assert gc.isenabled()
 
 
 async def collect(replica: TextToImage, **changes: object) -> list[RenderEvent]:
