@@ -31,10 +31,12 @@ from deployments.torch_device import (
     free_memory,
     is_device_lost,
     is_out_of_memory,
+    lay_out,
     make_exact,
     pin_threads,
     select_device,
     select_dtype,
+    select_memory_format,
 )
 from observability.logs import get_logger
 
@@ -126,6 +128,7 @@ class DiffusersRenderer:
         if self._device.type == "cpu":
             _unify_dtype(pipeline, dtype)
         pipeline.to(self._device)
+        lay_out(pipeline.components.values(), select_memory_format(settings.memory_format, self._device))
         if self._device.type == "cuda":
             # The weights came on the default stream; ours does not wait for that one.
             torch.cuda.synchronize(self._device)

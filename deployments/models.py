@@ -14,6 +14,7 @@ from deployments.pipelines.registry import FAMILIES, family_of_class
 FamilyName = Literal["auto", "stable_diffusion", "sdxl", "flux", "generic"]
 EngineKind = Literal["diffusers", "noop", "simulated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+MemoryFormat = Literal["auto", "contiguous", "channels_last"]
 
 REPLICA_PLACES = 64
 """Jobs that a replica takes at once. Pictures that take seconds need three: on the device, being stored, waiting.
@@ -63,6 +64,9 @@ class ModelSettings(_Settings):
     default_guidance: Annotated[float, Field(ge=0, le=20)] | None = None
     adapters: AdapterSettings = AdapterSettings()
     threads: int = Field(2, ge=1, le=256, description="CPU threads of torch; part of what `exact` means")
+    memory_format: MemoryFormat = Field(
+        "auto", description="of convolutions; part of what `exact` means. auto: channels_last on the CPU"
+    )
     queue_size: int = Field(REPLICA_PLACES, ge=1, description="jobs, sent singly, that wait inside one engine")
     step_timeout_s: float = Field(
         120.0, gt=0, description="a stage or step that takes longer means a hung device: the process is replaced"

@@ -122,6 +122,24 @@ class Batching:
     pays_up_to: int
 
 
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The engine with each memory format of convolutions, images/s; `gain` is channels_last over contiguous.
+
+    `distance` is the worst between their pictures; `repeatable`: each gave the same bytes twice.
+    """
+
+    model: str
+    size: int
+    steps: int
+    dtype: str
+    contiguous: Interval
+    channels_last: Interval
+    gain: Interval
+    distance: Distance
+    repeatable: bool
+
+
 @dataclass
 class Results:
     """All that one run found; `complete` once it has come to its end."""
@@ -134,6 +152,7 @@ class Results:
     synchronisation: list[Synchronisation] = field(default_factory=list)
     throughput: list[Throughput] = field(default_factory=list)
     batching: list[Batching] = field(default_factory=list)
+    layout: list[Layout] = field(default_factory=list)
     wall_s: float = 0.0
     complete: bool = False
     format: int = FORMAT

@@ -14,6 +14,7 @@ import torch
 
 from bench.device.batching import measure_batching
 from bench.device.exactness import check_exactness
+from bench.device.layout import measure_layout
 from bench.device.machine import describe_machine
 from bench.device.random_models import Scale
 from bench.device.report import Report
@@ -35,6 +36,7 @@ class Part(StrEnum):
     SYNCHRONISATION = "synchronisation"
     THROUGHPUT = "throughput"
     BATCHING = "batching"
+    LAYOUT = "layout"
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,9 @@ def _run_parts(results: Results, plan: Plan, subject: Subject, rig: Rig, folder:
         if Part.BATCHING in plan.parts:
             with _noting(results, "batching", label, report):
                 measure_batching(results, rig, subject, size, batches=plan.batches, rounds=plan.rounds)
+        if Part.LAYOUT in plan.parts:
+            with _noting(results, "layout", label, report):
+                measure_layout(results, rig, subject, size, images=plan.images, rounds=plan.rounds)
 
 
 @contextlib.contextmanager

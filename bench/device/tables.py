@@ -20,7 +20,7 @@ def print_results(results: Results, console: Console) -> None:
     versions = f"torch {machine.torch}, diffusers {machine.diffusers}, {machine.threads} CPU threads"
     driver = f", driver {machine.driver}, CUDA {machine.cuda}" if machine.driver or machine.cuda else ""
     console.print(f"[bold]{machine.device}[/bold]{driver}, {machine.cpu} x {machine.cpu_count}, {versions}")
-    for table in (_throughput(results), _batching(results), _verdicts(results)):
+    for table in (_throughput(results), _batching(results), _layout(results), _verdicts(results)):
         if table.row_count:
             console.print(table)
 
@@ -81,6 +81,30 @@ def _batching(results: Results) -> Table:
                 f"{row.peak_memory_bytes / 2**30:.1f}" if row.peak_memory_bytes else "-",
                 "yes" if row.batch <= one.pays_up_to else "no",
             )
+    return table
+
+
+def _layout(results: Results) -> Table:
+    table = Table(
+        "model",
+        "size",
+        "images/s: contiguous",
+        "channels_last",
+        "gain",
+        "apart: mean",
+        "max",
+        title="Engine with each memory format of convolutions: median (interval)",
+    )
+    for one in results.layout:
+        table.add_row(
+            one.model,
+            str(one.size),
+            f"{one.contiguous:.3g}",
+            f"{one.channels_last:.3g}",
+            f"{one.gain:.2f}",
+            f"{one.distance.mean_levels:.3g}",
+            str(one.distance.max_levels),
+        )
     return table
 
 

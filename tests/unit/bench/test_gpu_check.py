@@ -11,6 +11,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from bench.device.layout import measure_layout
+from bench.device.machine import describe_machine
 from bench.device.random_models import RandomFlux, RandomSdxl
 from bench.device.report import Report
 from bench.device.results import Results, write_results
@@ -18,6 +20,7 @@ from bench.device.rig import MeteredRenderer, open_rig
 from bench.device.run import Part, Plan, run
 from bench.device.subjects import choose_subject, settings_of
 from bench.device.tables import print_results
+from deployments.torch_device import lay_out
 
 ROOT = Path(__file__).parents[3]
 TINY = Plan(
@@ -75,6 +78,29 @@ def test_batches_are_as_close_to_pictures_alone_as_seeded_allows(results: Result
         assert found.rows[0].distance_to_alone.max_levels == 0
         assert found.rows[1].distance_to_alone.mean_levels < 2
         assert found.pays_up_to in (1, 2)
+
+
+def test_each_memory_format_repeats_itself_and_leaves_no_trace(results: Results) -> None:
+    assert outcomes(results, "layout") == ["passed"] * 3
+    for found in results.layout:
+        assert found.repeatable
+        assert found.gain.samples == 2
+        assert found.distance.mean_levels < 1
+
+
+def test_the_layout_that_was_found_is_put_back(tmp_path: Path) -> None:
+    cpu = torch.device("cpu")
+    subject = choose_subject("embedded", None, 1, cpu)
+    for wanted in (torch.channels_last, torch.contiguous_format):
+        with (
+            settings_of(subject, cpu, tmp_path, 1) as settings,
+            open_rig(settings, MeteredRenderer(settings, "cpu"), tmp_path) as rig,
+        ):
+            weights = [weight for weight in rig.renderer.pipeline.vae.parameters() if weight.dim() == 4]
+            lay_out([rig.renderer.pipeline.vae, rig.renderer.pipeline.unet], wanted)
+            report = Results("now", {}, describe_machine(cpu, 1))
+            measure_layout(report, rig, subject, 64, images=1, rounds=1)
+            assert all(weight.is_contiguous(memory_format=wanted) for weight in weights)
 
 
 def test_every_key_of_the_results_is_documented(results: Results, tmp_path: Path) -> None:

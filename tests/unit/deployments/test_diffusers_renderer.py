@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from deployments.engine import Engine
 from deployments.errors import EngineUnhealthy, ModelUnusable, RenderBroken
 from deployments.models import AdapterSettings, ModelSettings
 from deployments.render import RenderProgress, RenderRequest
+from deployments.torch_device import lay_out
 
 LONG_PROMPT = "a cat " * 60 + "and at last a dog"
 
@@ -31,10 +33,17 @@ def pixels(store: ArtifactStore, job: Job) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(store.read(job.finished().artifact))))
 
 
-def bare_picture(folder: Path, request: RenderRequest, width: int, height: int) -> Image.Image:
+def bare_picture(
+    folder: Path,
+    request: RenderRequest,
+    width: int,
+    height: int,
+    memory_format: torch.memory_format = torch.channels_last,
+) -> Image.Image:
     """What diffusers alone makes of a request."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
+    lay_out(pipeline.components.values(), memory_format)
     torch.set_num_threads(1)  # those of the engine: they are part of the result
     picture = pipeline(
         request.prompt,
@@ -53,6 +62,32 @@ def test_the_picture_is_the_one_that_diffusers_makes(sd: Engine, sd_store: Artif
     seen = pixels(sd_store, submit(sd, negative_prompt="a dog"))
     expected = bare_picture(models / "sd", make_request(negative_prompt="a dog"), 64, 64)
     assert np.array_equal(seen, np.asarray(expected))
+
+
+@pytest.mark.parametrize("name", ["contiguous", "channels_last"])
+def test_the_memory_format_of_the_settings_is_the_one_that_renders(
+    start: Callable[[ModelSettings], Engine],
+    store: ArtifactStore,
+    models: Path,
+    name: Literal["contiguous", "channels_last"],
+) -> None:
+    engine = start(ModelSettings(source=str(models / "sd"), threads=1, memory_format=name))
+    memory_format = torch.channels_last if name == "channels_last" else torch.contiguous_format
+    weight = renderer_of(engine)._pipeline.vae.decoder.conv_in.weight
+    assert weight.is_contiguous(memory_format=memory_format)
+    expected = bare_picture(models / "sd", make_request(), 64, 64, memory_format)
+    assert np.array_equal(pixels(store, submit(engine)), np.asarray(expected))
+
+
+def test_only_two_dimensional_convolutions_are_laid_out() -> None:
+    model = torch.nn.ModuleList(
+        [torch.nn.Conv2d(2, 3, 3), torch.nn.Conv3d(2, 3, 3), torch.nn.Conv1d(2, 3, 3), torch.nn.Linear(2, 3)]
+    )
+    lay_out([None, "no module", model], torch.channels_last)
+    flat, *others = [layer.weight for layer in model.children()]
+    assert isinstance(flat, torch.Tensor)
+    assert flat.is_contiguous(memory_format=torch.channels_last)
+    assert all(isinstance(weight, torch.Tensor) and weight.is_contiguous() for weight in others)
 
 
 def test_the_same_request_gives_the_same_bytes_whatever_runs_between(sd: Engine) -> None:
