@@ -26,8 +26,21 @@ _PATH_STARTS = ("/", "./", "../")
 _COMPONENTS = ("unet", "transformer", "vae")
 
 
+def complete_state(model: type[BaseModel], state: dict[Any, Any]) -> dict[Any, Any]:
+    """Return pydantic's pickled `state` of a `model` with the defaults of fields that its release did not know.
+
+    Serve keeps the arguments of a deployment pickled: a replica that starts after an upgrade in place gets old ones.
+    """
+    fields = model.model_fields.items()
+    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields if not field.is_required()}
+    return state | {"__dict__": defaults | state["__dict__"]}
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(complete_state(type(self), state))
 
 
 class SimulatedOptions(_Settings):

@@ -6,7 +6,7 @@ defaults below. The environment is that of the Ray process which builds the appl
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import sqlalchemy as sa
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from callback.config import TRACKER_NAME, TrackerConfig, check_store_url
 from callback.errors import StoreUnusable
 from deployments.embedded import ADAPTER_FOLDER, MODEL_FOLDER
-from deployments.models import AdapterSettings, ModelSettings
+from deployments.models import AdapterSettings, ModelSettings, complete_state
 from serve_app.access.epistula import ADDRESS_PATTERN
 
 _OPEN_JOBS_WHEN_UNBOUNDED = 10_000
@@ -43,6 +43,9 @@ class Settings(BaseSettings):
         # A store_url may hold a password, and what is refused is logged.
         hide_input_in_errors=True,
     )
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        super().__setstate__(complete_state(type(self), state))
 
     # ---- what is rendered, and on what
     models: list[ModelSettings] = Field(
