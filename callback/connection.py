@@ -49,6 +49,8 @@ class TrackerConnection:
 
         Raises `TrackerUnavailable`.
         """
+        # Here, because what an import raises must not pass for an answer that may be better next time.
+        await asyncio.to_thread(_actor_class)
         identity = await self._identity()
         while self._supersedes(identity):
             _log.warning("taking over from another tracker", extra={"found": str(identity)})
@@ -101,9 +103,6 @@ class TrackerConnection:
             return self._handle
 
     def _find_or_create(self) -> Any:
-        # Its databases and HTTP clients take a second to import. Whoever builds the application never connects.
-        from callback.actor import TrackerActor  # noqa: PLC0415
-
         options = {
             "name": self._name,
             "namespace": TRACKER_NAMESPACE,
@@ -113,7 +112,7 @@ class TrackerConnection:
             "max_concurrency": 1000,
             "num_cpus": 0,
         }
-        return ray.remote(TrackerActor).options(**options).remote(self._config, self._pictures, self._connected_at)
+        return ray.remote(_actor_class()).options(**options).remote(self._config, self._pictures, self._connected_at)
 
     def _forget(self, handle: Any) -> None:
         if self._handle is handle:
@@ -170,3 +169,10 @@ class TrackerConnection:
             if time.monotonic() >= deadline:
                 raise TrackerUnavailable(SILENCE)
             await asyncio.sleep(RETRY_PAUSE_S)
+
+
+def _actor_class() -> type:
+    # Its databases and HTTP clients take a second to import, and whoever builds the application never connects.
+    from callback.actor import TrackerActor  # noqa: PLC0415
+
+    return TrackerActor
