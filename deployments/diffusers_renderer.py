@@ -128,7 +128,8 @@ class DiffusersRenderer:
         if self._device.type == "cpu":
             _unify_dtype(pipeline, dtype)
         pipeline.to(self._device)
-        lay_out(pipeline.components.values(), select_memory_format(settings.memory_format, self._device))
+        self._memory_format = select_memory_format(settings.memory_format, self._device)
+        lay_out(pipeline.components.values(), self._memory_format)
         if self._device.type == "cuda":
             # The weights came on the default stream; ours does not wait for that one.
             torch.cuda.synchronize(self._device)

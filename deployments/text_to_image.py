@@ -130,16 +130,19 @@ class TextToImage:
 
 @contextlib.contextmanager
 def _collector_at_rest() -> Iterator[None]:
-    """Leave out Python's garbage collector while a model loads, and what has been made by then for ever.
+    """Leave out Python's garbage collector while a model loads, and what is there after it for ever, garbage too.
 
     Libraries and weights are a million objects that stay: looking at them again and again takes a sixth of a load.
+    What a load that failed has left behind is collected as ever, device memory among it.
     """
+    was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
-    finally:
         gc.freeze()
-        gc.enable()
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def deployment_for(

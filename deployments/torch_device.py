@@ -59,9 +59,9 @@ def lay_out(modules: Iterable[object], memory_format: torch.memory_format) -> No
     """
     for module in modules:
         if isinstance(module, torch.nn.Module):
-            for weight in module.parameters():
-                if weight.dim() == 4:
-                    weight.data = weight.data.contiguous(memory_format=memory_format)
+            for layer in module.modules():
+                if isinstance(layer, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+                    layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
 
 
 def make_exact(threads: int) -> None:

@@ -16,7 +16,7 @@ from deployments.torch_device import pin_threads
 class BareLoop:
     """Drives the pipeline of a rig directly, on this thread and on the default stream, while the engine is idle.
 
-    The pipeline, its dtype, the number of CPU threads and torch's deterministic kernels are the engine's.
+    The pipeline, its dtype and memory format, the number of CPU threads and deterministic kernels are the engine's.
     """
 
     def __init__(self, rig: Rig) -> None:

@@ -13,7 +13,7 @@ from bench.device.bare import BareLoop
 from bench.device.intervals import median_interval
 from bench.device.pixels import distance, worst
 from bench.device.requests import plain_requests
-from bench.device.results import Batching, BatchRow, Distance, Results
+from bench.device.results import Batching, BatchRow, Distance, Results, name_of
 from bench.device.rig import Rig
 from bench.device.subjects import Subject
 from deployments.render import RenderRequest
@@ -47,7 +47,13 @@ def measure_batching(
         for batch in fitting
     )
     found = Batching(
-        subject.label, size, subject.steps, str(rig.renderer.pipeline.dtype).removeprefix("torch."), rows, _paying(rows)
+        subject.label,
+        size,
+        subject.steps,
+        name_of(rig.renderer.pipeline.dtype),
+        name_of(rig.renderer.memory_format),
+        rows,
+        _paying(rows),
     )
     results.batching.append(found)
     left_out = sorted(set(batches) - set(fitting))

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from bench.device.intervals import Interval
 
-FORMAT = 1
+FORMAT = 2
 """Rises when a key changes its meaning."""
 
 Outcome = Literal["passed", "failed", "unclear", "skipped"]
@@ -86,6 +86,7 @@ class Throughput:
     size: int
     steps: int
     dtype: str
+    memory_format: str
     images: int
     engine: Interval
     bare_png: Interval
@@ -118,6 +119,7 @@ class Batching:
     size: int
     steps: int
     dtype: str
+    memory_format: str
     rows: tuple[BatchRow, ...]
     pays_up_to: int
 
@@ -165,6 +167,11 @@ class Results:
     def failed(self) -> bool:
         """Whether any check failed."""
         return any(verdict.outcome == "failed" for verdict in self.verdicts)
+
+
+def name_of(kind: object) -> str:
+    """Return the name of one of torch's dtypes or memory formats, without `torch.`."""
+    return str(kind).removeprefix("torch.").removesuffix("_format")
 
 
 def write_results(results: Results, path: Path) -> None:

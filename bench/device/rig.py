@@ -19,7 +19,7 @@ from deployments.job import RenderJob
 from deployments.models import ModelSettings
 from deployments.pipelines.base import Family, Pipeline
 from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderRequest
-from deployments.torch_device import free_memory
+from deployments.torch_device import free_memory, lay_out
 
 JOB_TIMEOUT_S = 900.0
 """Bound of one job, and of every wait for the next job to end; reached only if something is broken."""
@@ -76,6 +76,11 @@ class MeteredRenderer(DiffusersRenderer):
         return self._factor
 
     @property
+    def memory_format(self) -> torch.memory_format:
+        """How the pipeline's convolutions lie in memory."""
+        return self._memory_format
+
+    @property
     def torch_device(self) -> torch.device:
         """Where the pipeline lies."""
         return self._device
@@ -98,6 +103,27 @@ class MeteredRenderer(DiffusersRenderer):
             self._open = False
             if len(self._begins) > marks:
                 self._ends.append(self._mark())
+
+    @contextlib.contextmanager
+    def laid_out(self, memory_format: torch.memory_format) -> Iterator[None]:
+        """Let convolutions lie in another format, inside; only while no job runs.
+
+        What `recover` compares with is of that format too: sums in another order round to other bits.
+        """
+        proof = self._proof
+        self._lay_out(memory_format)
+        try:
+            self._proof = self._prove()
+            yield
+        finally:
+            self._lay_out(self._memory_format)
+            self._proof = proof
+
+    def _lay_out(self, memory_format: torch.memory_format) -> None:
+        lay_out(self._pipeline.components.values(), memory_format)
+        if self._stream is not None:
+            # The weights move on the default stream; the engine's does not wait for that one.
+            torch.cuda.synchronize(self._device)
 
     def take_gaps(self) -> Gaps:
         """Return the gaps since the last call; only while no job runs."""

@@ -17,7 +17,7 @@ from bench.device.bare import BareLoop
 from bench.device.intervals import Interval, median_interval
 from bench.device.pixels import decode
 from bench.device.requests import again, plain_requests
-from bench.device.results import Outcome, Results, Throughput
+from bench.device.results import Outcome, Results, Throughput, name_of
 from bench.device.rig import Gaps, Rig
 from bench.device.subjects import Subject
 from deployments.render import RenderRequest
@@ -50,7 +50,8 @@ def measure_throughput(
         model=subject.label,
         size=size,
         steps=subject.steps,
-        dtype=str(rig.renderer.pipeline.dtype).removeprefix("torch."),
+        dtype=name_of(rig.renderer.pipeline.dtype),
+        memory_format=name_of(rig.renderer.memory_format),
         images=images,
         engine=median_interval([images / one.wall_s for one in engine]),
         bare_png=median_interval([images / one.wall_s for one in png]),

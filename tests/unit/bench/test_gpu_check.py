@@ -11,16 +11,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from bench.device.layout import measure_layout
-from bench.device.machine import describe_machine
 from bench.device.random_models import RandomFlux, RandomSdxl
 from bench.device.report import Report
+from bench.device.requests import again, plain_requests
 from bench.device.results import Results, write_results
 from bench.device.rig import MeteredRenderer, open_rig
 from bench.device.run import Part, Plan, run
 from bench.device.subjects import choose_subject, settings_of
 from bench.device.tables import print_results
-from deployments.torch_device import lay_out
 
 ROOT = Path(__file__).parents[3]
 TINY = Plan(
@@ -80,27 +78,33 @@ def test_batches_are_as_close_to_pictures_alone_as_seeded_allows(results: Result
         assert found.pays_up_to in (1, 2)
 
 
-def test_each_memory_format_repeats_itself_and_leaves_no_trace(results: Results) -> None:
+def test_each_memory_format_repeats_itself(results: Results) -> None:
     assert outcomes(results, "layout") == ["passed"] * 3
     for found in results.layout:
         assert found.repeatable
         assert found.gain.samples == 2
         assert found.distance.mean_levels < 1
+    assert {found.memory_format for found in (*results.throughput, *results.batching)} == {"channels_last"}
 
 
-def test_the_layout_that_was_found_is_put_back(tmp_path: Path) -> None:
+def test_an_engine_in_another_layout_recovers_from_errors_and_goes_back(tmp_path: Path) -> None:
     cpu = torch.device("cpu")
     subject = choose_subject("embedded", None, 1, cpu)
-    for wanted in (torch.channels_last, torch.contiguous_format):
-        with (
-            settings_of(subject, cpu, tmp_path, 1) as settings,
-            open_rig(settings, MeteredRenderer(settings, "cpu"), tmp_path) as rig,
-        ):
-            weights = [weight for weight in rig.renderer.pipeline.vae.parameters() if weight.dim() == 4]
-            lay_out([rig.renderer.pipeline.vae, rig.renderer.pipeline.unet], wanted)
-            report = Results("now", {}, describe_machine(cpu, 1))
-            measure_layout(report, rig, subject, 64, images=1, rounds=1)
-            assert all(weight.is_contiguous(memory_format=wanted) for weight in weights)
+    with (
+        settings_of(subject, cpu, tmp_path, 1) as settings,
+        open_rig(settings, MeteredRenderer(settings, "cpu"), tmp_path) as rig,
+    ):
+        (request,) = plain_requests(subject, 64, 1)
+        before = rig.store.read(rig.render_alone(request).artifact)
+        weight = rig.renderer.pipeline.vae.decoder.conv_in.weight
+        with pytest.raises(RuntimeError, match="of the caller"), rig.renderer.laid_out(torch.contiguous_format):  # noqa: PT012
+            assert weight.is_contiguous()
+            rig.renderer.recover(RuntimeError("of a job"))
+            rig.render_alone(again(request))
+            raise RuntimeError("of the caller")
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+        rig.renderer.recover(RuntimeError("of a job"))
+        assert rig.store.read(rig.render_alone(again(request)).artifact) == before
 
 
 def test_every_key_of_the_results_is_documented(results: Results, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ def bare_picture(
     height: int,
     memory_format: torch.memory_format = torch.channels_last,
 ) -> Image.Image:
-    """What diffusers alone makes of a request."""
+    """What diffusers alone makes of a request, with convolutions as the engine lays them out on the CPU."""
     pipeline = StableDiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     lay_out(pipeline.components.values(), memory_format)
@@ -83,8 +83,9 @@ def test_only_two_dimensional_convolutions_are_laid_out() -> None:
     model = torch.nn.ModuleList(
         [torch.nn.Conv2d(2, 3, 3), torch.nn.Conv3d(2, 3, 3), torch.nn.Conv1d(2, 3, 3), torch.nn.Linear(2, 3)]
     )
+    model.table = torch.nn.Parameter(torch.ones(2, 3, 4, 5))
     lay_out([None, "no module", model], torch.channels_last)
-    flat, *others = [layer.weight for layer in model.children()]
+    flat, *others = [*(layer.weight for layer in model.children()), model.table]
     assert isinstance(flat, torch.Tensor)
     assert flat.is_contiguous(memory_format=torch.channels_last)
     assert all(isinstance(weight, torch.Tensor) and weight.is_contiguous() for weight in others)

@@ -33,6 +33,7 @@ def replica(tmp_path: Path) -> Iterator[Replica]:
     yield create
     for each in replicas:
         each._engine.close()
+    gc.unfreeze()
 
 
 def test_the_collector_is_back_after_a_load_and_leaves_alone_what_was_made_in_it(replica: Replica) -> None:
@@ -43,9 +44,11 @@ def test_the_collector_is_back_after_a_load_and_leaves_alone_what_was_made_in_it
 
 
 def test_the_collector_is_back_after_a_load_that_failed(tmp_path: Path) -> None:
+    before = gc.get_freeze_count()
     with pytest.raises(ModelUnusable):
         TextToImage(ModelSettings(source=str(tmp_path)), str(tmp_path / "artifacts"))
     assert gc.isenabled()
+    assert gc.get_freeze_count() == before
 
 
 async def collect(replica: TextToImage, **changes: object) -> list[RenderEvent]:
