@@ -58,7 +58,7 @@ class Plan:
 
 
 QUICK = Plan(sizes=(256,), batches=(1, 2, 4), steps=4, exact_size=64, images=3, rounds=5, scale="tiny")
-"""About a minute on two cores."""
+"""Minutes on two cores."""
 
 
 def run(plan: Plan, folder: Path, report: Report) -> Results:
