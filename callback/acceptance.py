@@ -88,10 +88,15 @@ class Acceptance:
     def _refusal_for(self, owner: str) -> Refusal | None:
         """Return why no more jobs of the owner are taken now; None if they are."""
         if len(self._board) + self._being_submitted.total() >= self._config.max_open_jobs:
-            return QueueFull(f"{self._config.max_open_jobs} jobs are open, as many as this service takes.")
+            return QueueFull(
+                f"{self._config.max_open_jobs} jobs are open, as many as this service takes. Try again later."
+            )
         limit = self._config.max_open_jobs_per_client
         if limit is not None and self._board.open_of(owner) + self._being_submitted[owner] >= limit:
-            return QueueFull(f"You have {limit} open jobs, as many as this service takes of one client.")
+            return QueueFull(
+                f"You have {limit} open jobs, as many as this service takes of one client. Try again when some have "
+                "ended."
+            )
         if self._allowance is not None and (wait_s := self._allowance.wait_s(owner)) > 0:
             allowed = self._config.pixel_steps_per_minute_per_client
             return AllowanceUsed(
@@ -144,7 +149,9 @@ def _earlier_submission(tx: sa.Connection, job: NewJob) -> JobView | None:
     namesake = job_rows.by_client_id(tx, job.owner, job.job_id)
     if namesake is not None and namesake.state not in FINAL:
         if namesake.fingerprint != job.fingerprint:
-            raise JobIdInUse(f"The job id {job.job_id!r} belongs to a job with another body that has not ended yet.")
+            raise JobIdInUse(
+                f"The job id {job.job_id!r} belongs to a job with another body that has not ended yet. Use another id."
+            )
         if job.idempotency_key is not None:
             _note_alias(tx, job.idempotency_key, namesake)
         return namesake

@@ -256,12 +256,14 @@ def retry_unsettled(tx: sa.Connection, keys: Collection[str], now: float) -> int
 def redeliver(tx: sa.Connection, key: str, request_id: str, *, now: float, give_up_at: float) -> bool:
     """Make a settled delivery due again, its back-off as at the beginning. Once per request.
 
-    Returns whether this request has been carried out, now or before; False while an attempt is under way.
+    Returns whether this request has been carried out, now or before; False while an attempt is under way, and when the
+    job's id belongs to a later one: under that id its receiver must not get the earlier picture.
     """
     fresh = sa.or_(deliveries.c.redelivery_id.is_(None), deliveries.c.redelivery_id != request_id)
+    current = sa.exists().where(jobs.c.key == key, jobs.c.superseded_at.is_(None))
     changed = tx.execute(
         sa.update(deliveries)
-        .where(deliveries.c.key == key, deliveries.c.reserved_at.is_(None), fresh)
+        .where(deliveries.c.key == key, deliveries.c.reserved_at.is_(None), fresh, current)
         .values(
             final=False,
             next_attempt_at=now,

@@ -85,7 +85,7 @@ class Lifecycle:
             entries = []
             for job in open_jobs:
                 known = self._board.get(job.view.key)
-                entry = _entry_of(job, known.view if known is not None else None)
+                entry = _entry_of(job, known)
                 if known is not None and known.waiting_since == job.waiting_since:
                     entry.waits_from = known.waits_from
                 else:
@@ -218,7 +218,7 @@ class Lifecycle:
         if self._config.shed_expired and view.expiry is not None and self._clock.now() > view.expiry:
             return view, SHED
         if steady - entry.waits_from > limit_s:
-            sentence = f"The job waited longer than {limit_s:g} s for a replica."
+            sentence = f"The job waited longer than {limit_s:g} s for a replica. Submit it again later."
             return view, Ending(JobState.TIMEOUT, "queue_timeout", sentence)
         return None
 
@@ -267,6 +267,9 @@ class Lifecycle:
             _check_redeliverable(view, now)
             give_up_at = self._endings.give_up_at(view, now)
             if not delivery_rows.redeliver(tx, view.key, command.request_id, now=now, give_up_at=give_up_at):
+                current = job_rows.by_client_id(tx, view.owner, view.job_id)
+                if current is not None and current.key != view.key:
+                    raise NotRedeliverable(f"The id {view.job_id!r} belongs to a later job by now.")
                 raise NotRedeliverable(
                     f"An attempt to deliver the callback of the job {command.job_id!r} is under way. "
                     "Ask again when its outcome is known."
@@ -282,14 +285,19 @@ class Lifecycle:
         return changed
 
 
-def _entry_of(job: OpenJob, known: JobView | None) -> Entry:
+def _entry_of(job: OpenJob, known: Entry | None) -> Entry:
     view, running = job.view, job.view.state is JobState.PROCESSING
     heard = not running
-    if running and known is not None and known.attempt == view.attempt and known.state is JobState.PROCESSING:
+    if running and known is not None and _same_attempt(known.view, view):
         # Progress is kept in memory only.
-        view = replace(view, stage=known.stage, step=known.step, steps=known.steps, started_at=known.started_at)
-        heard = True
+        seen = known.view
+        view = replace(view, stage=seen.stage, step=seen.step, steps=seen.steps, started_at=seen.started_at)
+        heard = known.heard
     return Entry(view, job.waiting_since, holder=job.holder, claim_id=job.claim_id, heard=heard)
+
+
+def _same_attempt(one: JobView, other: JobView) -> bool:
+    return one.attempt == other.attempt and one.state is other.state
 
 
 def _started_at(entry: Entry | None, attempt: int) -> float | None:

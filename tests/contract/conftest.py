@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 
 pytest.register_assert_rewrite(
-    "tests.unit.callback.test_tracker_submit",
     "tests.unit.callback.test_tracker_attempts",
+    "tests.unit.callback.test_tracker_cancellation",
+    "tests.unit.callback.test_tracker_recovery",
+    "tests.unit.callback.test_tracker_submit",
+    "tests.unit.callback.test_tracker_succession",
+    "tests.unit.callback.test_tracker_time_limits",
 )
 
 from callback.store import Store  # noqa: E402

@@ -138,6 +138,18 @@ def test_attempts_before_a_redelivery_are_told_apart_from_those_since(book: Book
     assert [(parcel.attempt, parcel.attempts_before) for parcel in (first, second)] == [(2, 1), (3, 1)]
 
 
+def test_a_job_whose_id_belongs_to_a_later_one_is_not_redelivered(book: Book) -> None:
+    key = book.delivery()
+    book.do(delivery_rows.settle, key, 1, outcome(DeliveryState.DELIVERED, None))
+    assert book.do(delivery_rows.redeliver, key, "one", now=NOW, give_up_at=NOW + 10) is True
+    book.do(delivery_rows.reserve, key, NOW)
+    book.do(delivery_rows.settle, key, 2, outcome(DeliveryState.DELIVERED, None))
+    book.do(job_rows.supersede, key, NOW)
+    assert book.do(delivery_rows.redeliver, key, "two", now=NOW, give_up_at=NOW + 10) is False
+    assert book.do(delivery_rows.redeliver, key, "one", now=NOW, give_up_at=NOW + 10) is True
+    assert book.do(delivery_rows.due, NOW + 99, 10) == []
+
+
 def test_a_redelivery_is_carried_out_once_per_request_and_not_during_an_attempt(book: Book) -> None:
     key = book.delivery()
 

@@ -4,7 +4,11 @@
 import pytest
 
 from tests.unit.callback.test_tracker_attempts import *
+from tests.unit.callback.test_tracker_cancellation import *
+from tests.unit.callback.test_tracker_recovery import *
 from tests.unit.callback.test_tracker_submit import *
+from tests.unit.callback.test_tracker_succession import *
+from tests.unit.callback.test_tracker_time_limits import *
 
 pytestmark = pytest.mark.postgres
 

@@ -7,7 +7,7 @@ import pytest
 
 from callback.backoff import FIRST_DELAY_S, LAST_TRY_MARGIN_S
 from callback.clock import iso
-from callback.records import JobView, Rejected
+from callback.records import JobView, Redeliver, Rejected
 from callback.schema import delivery_attempts
 from callback.sender import Reply, Sender
 from callback.states import DeliveryState
@@ -251,6 +251,20 @@ async def test_a_redelivery_is_refused_while_an_attempt_is_under_way_and_taken_w
     assert "under way" in refused.message
     assert isinstance(again, JobView)
     assert len(receiver.entries()) == 2
+
+
+async def test_a_redelivery_that_comes_after_its_id_was_reused_is_refused(desk: Desk, receiver: CallbackServer) -> None:
+    old = await desk.submit(callback_url=receiver.callback_url)
+    await desk.fail(await desk.claim_one())
+    await desk.until_settled()
+    await desk.submit()
+
+    answer = await desk.do(Redeliver("anyone", "job-1", "late", old.key))
+
+    assert rejected(answer) == "not_redeliverable"
+    assert isinstance(answer, Rejected)
+    assert "later job" in answer.message
+    assert len(receiver.entries()) == 1
 
 
 async def test_a_redelivery_sent_again_while_its_attempt_is_under_way_answers_the_same(
