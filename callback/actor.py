@@ -57,9 +57,9 @@ class TrackerActor(JobTracker):
 
 
 def _darkroom() -> str:
-    """Name this Darkroom (`callback.ownership.Ownership.holder`): its Ray instance, and the tracker's name there."""
+    """Name this Darkroom (`callback.ownership.Ownership`): its Ray cluster, and the tracker's name there."""
     if not ray.is_initialized():
-        return f"{_clock_name()}/process {os.getpid()}"
+        return f"{_clock_name()}/process {os.getpid()} of {_clock_name()}"
     context = ray.get_runtime_context()
     return f"{_clock_name()}/{context.get_session_name()} {context.get_actor_name() or ''}"
 

@@ -43,10 +43,20 @@ class TrackerConfig:
     # Ray starts a tracker that died again with what it was given, whatever code there is by then.
     __setstate__ = set_state
 
+    @property
+    def store_is_local(self) -> bool:
+        """Whether the jobs lie on one machine's disk, so that the tracker must not move to another node."""
+        return is_local(self.store_url)
+
     def fingerprint(self, pictures: str) -> str:
         """Return a digest that differs when any value does, or when `pictures`, the name of their store, does."""
         values = asdict(self) | {"pictures": pictures}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_local(store_url: str | sa.URL) -> bool:
+    """Tell whether a job store's data lies on the disk of the machine that opens it."""
+    return sa.make_url(store_url).get_backend_name() == "sqlite"
 
 
 def check_store_url(store_url: str) -> None:

@@ -10,7 +10,8 @@ from typing import Any, cast
 
 import ray
 from packaging.version import Version
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from callback.config import TRACKER_NAMESPACE, TrackerConfig, code_fingerprint, code_version
 from callback.errors import SILENCE, TrackerError, TrackerUnavailable
@@ -103,7 +104,7 @@ class TrackerConnection:
             return self._handle
 
     def _find_or_create(self) -> Any:
-        options = {
+        options: dict[str, Any] = {
             "name": self._name,
             "namespace": TRACKER_NAMESPACE,
             "lifetime": "detached",
@@ -112,6 +113,10 @@ class TrackerConnection:
             "max_concurrency": 1000,
             "num_cpus": 0,
         }
+        if self._config.store_is_local:
+            # On another node a restarted tracker would open an empty database, and know of no job.
+            here = ray.get_runtime_context().get_node_id()
+            options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(here, soft=False)
         return ray.remote(_actor_class()).options(**options).remote(self._config, self._pictures, self._connected_at)
 
     def _forget(self, handle: Any) -> None:
@@ -164,6 +169,8 @@ class TrackerConnection:
                 if handle is not None and self._silent_s > self._takeover_after_s and self._is_impatient():
                     _log.error("tracker is silent; replacing it", extra={"silent_s": round(self._silent_s, 1)})
                     await self._replace(handle)
+            except TaskCancelledError:
+                pass  # With the request whose call it was; if that is still there, it asks again.
             except (RayActorError, ValueError):  # ValueError: the name was freed while we asked for it
                 self._forget(handle)
             if time.monotonic() >= deadline:

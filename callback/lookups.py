@@ -1,6 +1,7 @@
 """Questions for jobs by the client's id: what is asked at the same time travels together."""
 
 import asyncio
+import contextvars
 from collections.abc import Awaitable, Callable, Iterable
 
 from callback.errors import SILENCE, TrackerUnavailable
@@ -36,7 +37,9 @@ class Lookups:
             # An error that nobody waits for any more is no news.
             answer.add_done_callback(lambda future: future.cancelled() or future.exception())
         if self._asking is None:
-            self._asking = asyncio.create_task(self._run())
+            # Not in the context of the request that happens to ask first: Ray takes calls that are made in it for the
+            # request's own, and cancels them, with everybody's questions, when its client goes away.
+            self._asking = asyncio.create_task(self._run(), context=contextvars.Context())
         try:
             async with asyncio.timeout(timeout_s):
                 # Others may wait for the same answer.

@@ -32,19 +32,31 @@ class Ownership:
     holder: str
     seen_at: float
 
+    @property
+    def darkroom(self) -> str:
+        """Whose tracker it is, on whichever machine."""
+        clock, slash, darkroom = self.holder.partition("/")
+        return darkroom if slash else clock
+
+    @property
+    def clock(self) -> str:
+        """Whose time `seen_at` is."""
+        return self.holder.partition("/")[0]
+
 
 class Succession:
     """Judges the owners that a tracker of `holder` finds, one look after the other."""
 
     def __init__(self, holder: str, clock: Clock) -> None:
         self.holder = holder
+        self._ours = Ownership(0, holder, 0.0)
         self._clock = clock
         self._found: Ownership | None = None
         self._unchanged_since = 0.0
 
     def check(self, found: Ownership) -> None:
         """Return if the store may be taken from this owner. Raises `StoreInUse`."""
-        if found.holder in {self.holder, NOBODY} or found.holder.startswith(_NAMELESS):
+        if found.darkroom in {self._ours.darkroom, NOBODY} or found.darkroom.startswith(_NAMELESS):
             return
         steady = self._clock.steady()
         if found != self._found:
@@ -53,7 +65,7 @@ class Succession:
             if earlier is None or earlier.holder != found.holder:
                 _log.error("another Darkroom owns the store", extra={"holder": found.holder})
         silent_s = steady - self._unchanged_since
-        if found.holder.partition("/")[0] == self.holder.partition("/")[0]:
+        if found.clock == self._ours.clock:
             silent_s = max(silent_s, self._clock.now() - found.seen_at)
         if silent_s <= SILENT_S:
             raise StoreInUse(

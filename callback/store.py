@@ -18,7 +18,7 @@ from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from callback.config import check_store_url
+from callback.config import check_store_url, is_local
 from callback.errors import Deposed, SchemaTooNew, StoreUnavailable
 from callback.ownership import NOBODY, Ownership
 from callback.schema import tracker_owner
@@ -63,8 +63,8 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """Whether the data lies on this machine's disk, so that the tracker must not move to another node."""
-        return self._url.get_backend_name() == "sqlite"
+        """Whether the data lies on this machine's disk."""
+        return is_local(self._url)
 
     def _engine(self, *, begin: str, pool_size: int) -> sa.Engine:
         if not self.is_local:

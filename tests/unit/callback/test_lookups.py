@@ -1,6 +1,7 @@
 """Questions for jobs travel together, and none is answered with what was true before it was put."""
 
 import asyncio
+import contextvars
 
 import pytest
 
@@ -44,6 +45,20 @@ async def test_what_is_asked_while_others_are_under_way_travels_together() -> No
     tracker.go_on.set()
     assert await asyncio.gather(*asking) == [None, VIEW, None, VIEW]
     assert tracker.asked[1:] == [(("me", "there"), ("me", "nowhere"))]
+
+
+async def test_a_question_is_put_in_no_requests_context() -> None:
+    request: contextvars.ContextVar[str] = contextvars.ContextVar("request", default="none")
+    asked_in = []
+
+    async def find(identities: tuple[Identity, ...]) -> tuple[JobView | None, ...]:
+        asked_in.append(request.get())
+        return tuple(None for _ in identities)
+
+    lookups = Lookups(find)
+    request.set("of a client that may go away")
+    await lookups.get("me", "first", timeout_s=5)
+    assert asked_in == ["none"]
 
 
 async def test_a_question_is_not_answered_by_a_call_that_began_before_it() -> None:

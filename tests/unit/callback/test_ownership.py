@@ -48,8 +48,16 @@ def test_an_owner_that_goes_on_is_never_taken_for_gone(clock: ManualClock) -> No
 
 
 def test_the_same_darkroom_and_earlier_code_are_succeeded_at_once(clock: ManualClock) -> None:
-    for holder in ("mine", "pid 7"):
+    for holder in ("mine", "pid 7", ""):
         Succession("mine", clock).check(Ownership(1, holder, clock.now()))
+
+
+def test_a_tracker_that_comes_up_on_another_node_of_its_cluster_succeeds_at_once(clock: ManualClock) -> None:
+    mine = Succession("this machine/cluster tracker", clock)
+    mine.check(Ownership(1, "that machine/cluster tracker", clock.now()))
+    for other in ("that machine/cluster tracker-2", "this machine/cluster-2 tracker"):
+        with pytest.raises(StoreInUse):
+            mine.check(Ownership(1, other, clock.now()))
 
 
 def second(desk: Desk) -> JobTracker:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, RayTaskError, TaskCancelledError
 
 from callback import client as client_module
 from callback import connection as connection_module
@@ -153,6 +153,23 @@ async def test_a_reader_waits_for_the_successor_of_a_tracker_that_is_being_repla
 
     assert await connect(Cluster(retiring)).get("anyone", "job-1") is None
     assert calls == 3
+
+
+async def test_a_call_that_ray_cancels_with_somebodys_request_is_made_again(
+    connect: Callable[..., TrackerClient],
+) -> None:
+    calls = 0
+
+    async def cancelled_once(*_: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise TaskCancelledError
+        return (None,)
+
+    cluster = Cluster(cancelled_once)
+    assert await connect(cluster).get("anyone", "job-1") is None
+    assert (calls, cluster.killed) == (2, [])
 
 
 async def test_an_error_of_the_tracker_reaches_the_reader(connect: Callable[..., TrackerClient]) -> None:
