@@ -8,6 +8,12 @@ from typing import Protocol
 _LATEST = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp()
 
 
+LEAP_S = 300.0
+"""More than a time server corrects day by day."""
+BELIEVED_AFTER_S = 3600.0
+"""Long enough for whoever set the clock by mistake to set it right; a machine that was asleep loses no more by it."""
+
+
 class Clock(Protocol):
     """Wall time for moments that others see or the store keeps, steady time for how long something took. Seconds."""
 
@@ -30,6 +36,34 @@ class SystemClock:
     def steady(self) -> float:
         """Return a moment that only differences are taken of."""
         return time.monotonic()
+
+
+class LeapWatch:
+    """Notices a wall clock that was set ahead, by a mistake perhaps: for those who would destroy what it makes old."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._usual_s = self._leap_s = self._ahead_s()
+        self._leapt_at = 0.0
+
+    def _ahead_s(self) -> float:
+        return self._clock.now() - self._clock.steady()
+
+    def has_leapt(self) -> bool:
+        """Tell whether the clock was set ahead by more than `LEAP_S`, and has been so for less than `BELIEVED_AFTER_S`.
+
+        Measured from call to call. A clock that is set back is believed at once.
+        """
+        ahead_s, steady = self._ahead_s(), self._clock.steady()
+        if ahead_s - self._usual_s <= LEAP_S:
+            self._usual_s = self._leap_s = ahead_s
+            return False
+        if abs(ahead_s - self._leap_s) > LEAP_S:
+            self._leap_s, self._leapt_at = ahead_s, steady
+        if steady - self._leapt_at < BELIEVED_AFTER_S:
+            return True
+        self._usual_s = ahead_s
+        return False
 
 
 def iso(moment: float) -> str:

@@ -259,7 +259,8 @@ def target(command: Cancel | Redeliver) -> str | None:
 class Remember:
     """Notice a signed request, so that it counts once. `asker` is new for each time that it comes in.
 
-    `signed_at` is the sender's moment of it (wall time), `fresh_s` how far from that it counts, either way.
+    `signed_at` is the sender's moment of it (wall time; earlier releases read it), `fresh_s` how far from that it
+    counts, either way.
     """
 
     request: str

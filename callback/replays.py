@@ -17,7 +17,7 @@ class Replays:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._begins_at = clock.now()
+        self._begins_at = clock.steady()
         self._asked_by: dict[str, str] = {}
         self._ends: deque[tuple[float, str]] = deque()
 
@@ -27,9 +27,10 @@ class Replays:
         Raises `RequestReplayed`, `ReplaysUnknown`, and `TrackerUnavailable` while too many are remembered.
         """
         self._forget_old()
-        # A sender's clock may be ahead by as much as is allowed: it may have come before the restart all the same.
-        if command.signed_at < self._begins_at + command.fresh_s:
-            wait_s = self._begins_at + command.fresh_s - self._clock.now()
+        # It is fresh from so long before the time in it, by a clock that is ahead, until so long after. By the steady
+        # clock: those of other nodes and of senders, by which it was found to be fresh, may say anything.
+        wait_s = self._begins_at + 2 * command.fresh_s - self._clock.steady()
+        if wait_s > 0:
             raise ReplaysUnknown(
                 "After a restart this server cannot tell yet whether a request came before. Sign it again soon.",
                 max(1.0, wait_s),

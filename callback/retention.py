@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 
 from callback import job_rows
-from callback.clock import Clock
+from callback.clock import Clock, LeapWatch
 from callback.committer import Run
 from callback.config import TrackerConfig
 from callback.errors import Deposed
@@ -73,6 +73,7 @@ class Retention:
         # One thread of its own: a picture store that hangs takes no other, and is asked one thing at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="retention")
         self._leftovers_at = clock.steady()
+        self._leaps = LeapWatch(clock)
         self.trouble: str | None = None
 
     async def run_for_ever(self) -> None:
@@ -92,11 +93,17 @@ class Retention:
         """Remove everything that is due. What cannot be deleted is left for the next sweep, and told in `trouble`."""
         if self._undeleted:
             await self._remove_pictures([left.view for left in self._undeleted.values()])
-        for step in (self._forget_old, self._shrink):
+        leapt = self._leaps.has_leapt()
+        for step in (self._shrink,) if leapt else (self._forget_old, self._shrink):
             while len(self._undeleted) < MAX_UNDELETED and await step():
                 pass
-        await self._remove_leftovers()
+        if not leapt:
+            await self._remove_leftovers()
         self.trouble = None
+        if leapt:
+            self.trouble = (
+                "The machine's clock was set ahead. Old jobs are kept until it has said the same for an hour."
+            )
         if self._undeleted:
             causes = ", ".join(sorted({left.cause for left in self._undeleted.values()}))
             self.trouble = f"Pictures of {len(self._undeleted)} jobs cannot be deleted ({causes})."

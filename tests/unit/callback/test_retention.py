@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from callback import retention
+from callback.clock import BELIEVED_AFTER_S
 from callback.errors import Deposed
 from callback.records import JobView, Submit, artifact_key, earlier_artifact_key
 from callback.schema import deliveries, delivery_attempts, jobs
@@ -48,6 +49,34 @@ async def test_jobs_are_forgotten_with_their_pictures_after_the_retention(desk: 
     assert job_ids(desk) == ["young"]
     assert desk.pictures.keys() == {artifact_key(young.key, 1)}
     assert await desk.tracker.get("anyone", "old") is None
+
+
+async def test_a_clock_that_is_set_ahead_for_less_than_an_hour_costs_nobody_a_picture(desk: Desk) -> None:
+    await rendered(desk, "young")
+    await sweep(desk)
+    desk.clock.set_wall(desk.config.retention_s + DAY_S)
+    await sweep(desk)
+    assert job_ids(desk) == ["young"]
+    assert "clock was set ahead" in str(desk.tracker._retention.trouble)
+
+    desk.clock.set_wall(-desk.config.retention_s - DAY_S)
+    desk.clock.advance(2 * BELIEVED_AFTER_S)
+    await sweep(desk)
+    assert job_ids(desk) == ["young"]
+    assert desk.tracker._retention.trouble is None
+
+
+async def test_a_clock_that_stays_ahead_is_believed_in_the_end(desk: Desk) -> None:
+    await rendered(desk, "old")
+    desk.clock.set_wall(desk.config.retention_s + DAY_S)
+    await sweep(desk)
+    desk.clock.advance(BELIEVED_AFTER_S - 60)
+    await sweep(desk)
+    assert job_ids(desk) == ["old"]
+    desk.clock.advance(120)
+    await sweep(desk)
+    assert job_ids(desk) == []
+    assert desk.tracker._retention.trouble is None
 
 
 async def test_a_command_that_is_sent_again_finds_its_job_whatever_the_retention(
