@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deployments.errors import ModelUnusable
+from deployments.hub import cached_file, fetch_file
 from deployments.pipelines.base import AdapterTarget, Config, Family
 from deployments.pipelines.registry import FAMILIES, family_of_class
 
-FamilyName = Literal["auto", "stable_diffusion", "sdxl", "flux", "generic"]
 EngineKind = Literal["diffusers", "noop", "simulated"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 MemoryFormat = Literal["auto", "contiguous", "channels_last"]
@@ -69,7 +69,7 @@ class ModelSettings(_Settings):
 
     name: str = Field("default", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     source: str = Field("", description="hub id or local folder; unused by noop and simulated engines")
-    family: FamilyName = "auto"
+    family: str = Field("auto", description="auto: the one that the pipeline's class belongs to; or one by name")
     engine: EngineKind = "diffusers"
     dtype: Dtype = Field("auto", description="auto: float32 on the CPU, the family's half precision on a GPU")
     revision: str | None = Field(None, description="branch, tag or commit of a hub id")
@@ -86,6 +86,13 @@ class ModelSettings(_Settings):
     )
     png_compress_level: int = Field(1, ge=0, le=9, description="zlib level; higher is smaller and slower")
     simulated: SimulatedOptions = SimulatedOptions()
+
+    @field_validator("family")
+    @classmethod
+    def _family_is_known(cls, value: str) -> str:
+        if value != "auto" and value not in FAMILIES:
+            raise ValueError(f"there is no family {value!r}; name auto or one of {', '.join(FAMILIES)}")
+        return value
 
     @model_validator(mode="after")
     def _source_is_named(self) -> Self:
@@ -110,13 +117,40 @@ class ModelDescription(_Settings):
 def describe(settings: ModelSettings) -> ModelDescription:
     """Describe a model from its settings and its folder (or the hub's cache on this machine), without loading it.
 
-    Where nothing can be read, the generic family's values stand in; a loaded replica knows better.
+    Where nothing can be read, the generic family's values stand in; see `fetch_configs`.
     """
     if settings.engine != "diffusers":
         return _description(settings, FAMILIES["generic"], None, {})
     pipeline_class = read_config(settings, _INDEX).get("_class_name")
     family = family_of(settings, pipeline_class)
     return _description(settings, family, pipeline_class, component_configs(settings))
+
+
+def fetch_configs(settings: ModelSettings) -> str | None:
+    """Bring what `describe` reads of a model on the hub, some kilobytes, into this machine's cache, if it is not there.
+
+    Returns a sentence for the operator if it cannot be had; `describe` then knows no better than the generic family.
+    """
+    if settings.engine != "diffusers" or Path(settings.source).is_dir():
+        return None
+    trouble = _fetch(settings, _INDEX)
+    for name in _COMPONENTS:
+        if trouble is None and name in read_config(settings, _INDEX):
+            trouble = _fetch(settings, f"{name}/config.json")
+    if trouble is None or None not in (settings.default_steps, settings.default_guidance):
+        return None
+    described = describe(settings)
+    return (
+        f"model {settings.name}: the hub does not say what {settings.source} is ({trouble}). Until the ingress starts "
+        f"again, requests that name no steps or guidance get {described.default_steps} and "
+        f"{described.default_guidance}. Download the model on every node, or set default_steps and default_guidance."
+    )
+
+
+def _fetch(settings: ModelSettings, file: str) -> str | None:
+    if cached_file(settings.source, file, settings.revision):
+        return None
+    return fetch_file(settings.source, file, settings.revision)
 
 
 def family_of(settings: ModelSettings, pipeline_class: str | None) -> Family:
@@ -166,16 +200,7 @@ def read_config(settings: ModelSettings, file: str) -> Config:
 
 def _config_path(settings: ModelSettings, file: str) -> Path | None:
     folder = Path(settings.source)
-    if folder.is_dir():
-        return folder / file
-    from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415  (not needed for a local folder)
-    from huggingface_hub.errors import HFValidationError  # noqa: PLC0415
-
-    try:
-        found = try_to_load_from_cache(settings.source, file, revision=settings.revision)
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None
+    return folder / file if folder.is_dir() else cached_file(settings.source, file, settings.revision)
 
 
 def _description(

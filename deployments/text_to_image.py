@@ -18,7 +18,7 @@ from deployments.engine import RenderHandle
 from deployments.engines import create_engine
 from deployments.errors import EngineUnhealthy
 from deployments.mailbox import Batch, Mailbox
-from deployments.models import REPLICA_PLACES, ModelDescription, ModelSettings, describe
+from deployments.models import REPLICA_PLACES, ModelSettings
 from deployments.render import RenderEvent, RenderRequest
 from observability.logs import configure, get_logger
 
@@ -38,7 +38,6 @@ class TextToImage:
         self, model: ModelSettings, artifacts_root: str, device: str = "auto", log_level: str = "INFO"
     ) -> None:
         configure(log_level)
-        self._model = model
         with _collector_at_rest():
             self._engine = create_engine(model, ArtifactStore(artifacts_root), device=device, replica_id=_replica_id())
             self._engine.start()
@@ -102,10 +101,6 @@ class TextToImage:
             # Reached by CancelledError and GeneratorExit too; after the last event it does nothing.
             for job in jobs:
                 job.cancel()
-
-    async def describe(self) -> ModelDescription:
-        """Return the description of this replica's model."""
-        return describe(self._model)
 
     def check_health(self) -> None:
         """Raise EngineUnhealthy when the device is lost or the store hangs; Serve then replaces this replica."""

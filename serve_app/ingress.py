@@ -1,5 +1,6 @@
 """The Serve ingress deployment: HTTP in front, dispatching behind."""
 
+import asyncio
 import ipaddress
 
 import ray
@@ -8,6 +9,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
+from deployments.models import fetch_configs
 from observability.logs import configure, get_logger
 from serve_app.api import create_api
 from serve_app.api.inference import MAX_WAIT_S
@@ -33,6 +35,9 @@ class Ingress:
         _refuse_local_data_on_a_cluster(settings)
         loopback = _bound_to_loopback()
         _refuse_to_serve_strangers(settings, loopback=loopback)
+        for model in settings.offered_models():
+            if trouble := await asyncio.to_thread(fetch_configs, model):
+                _log.warning(trouble)
         by_model = {model.name: handles[f"model_{n}"] for n, model in enumerate(settings.models)}
         self._service = Service(settings, by_model, allow_loopback=loopback)
         await self._service.start()

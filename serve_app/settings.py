@@ -5,12 +5,13 @@ defaults below. The environment is that of the Ray process which builds the appl
 """
 
 import ipaddress
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import sqlalchemy as sa
 from pydantic import AliasChoices, BeforeValidator, Field, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from callback.config import TRACKER_NAME, TrackerConfig, check_store_url
 from callback.errors import StoreUnusable
@@ -29,6 +30,13 @@ def _old(name: str, *old_names: str) -> AliasChoices:
 def _true_only_for_the_word(value: object) -> object:
     # The old server took any other text than "true" as false; pydantic would refuse it.
     return value.strip().lower() == "true" if isinstance(value, str) else value
+
+
+def _separated_by_commas(value: object) -> object:
+    # What an operator writes into an environment variable; JSON, as pydantic wants it elsewhere, is taken too.
+    if not isinstance(value, str):
+        return value
+    return json.loads(value) if value.lstrip().startswith("[") else [part.strip() for part in value.split(",")]
 
 
 class Settings(BaseSettings):
@@ -165,7 +173,7 @@ class Settings(BaseSettings):
     callback_allow_loopback: bool | Literal["auto"] = Field(
         default="auto", description="auto: callbacks may go to loopback while the service itself is bound to loopback."
     )
-    callback_allowed_networks: tuple[str, ...] = Field(
+    callback_allowed_networks: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_separated_by_commas)] = Field(
         default=(), description="Networks (CIDR) that callbacks may reach beside public ones, e.g. 172.17.0.1/32."
     )
 

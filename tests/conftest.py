@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
+# No test asks the hub of the world; test_hub.py has one of its own.
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 # A shell lets what it starts in the background ignore Ctrl-C, and every child inherits that: then the tests that
 # interrupt a process would wait for ever.

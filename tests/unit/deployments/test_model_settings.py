@@ -63,6 +63,11 @@ def test_a_missing_source_is_said() -> None:
         ModelSettings(name="broken")
 
 
+def test_a_family_that_is_not_registered_is_refused_with_those_that_are() -> None:
+    with pytest.raises(ValidationError, match=r"there is no family 'flex'; name auto or one of .*flux"):
+        ModelSettings(source="m", family="flex")
+
+
 def test_engines_without_a_model_need_no_source() -> None:
     settings = ModelSettings(engine="simulated", simulated=SimulatedOptions(step_seconds=0.01))
     assert describe(settings).engine == "simulated"

@@ -124,10 +124,6 @@ async def test_concurrent_jobs_get_their_own_events(replica: Replica) -> None:
     assert [end.artifact.key for end in ends if isinstance(end, RenderFinished)] == keys
 
 
-async def test_a_replica_describes_its_model(replica: Replica) -> None:
-    assert (await replica().describe()).engine == "simulated"
-
-
 @pytest.mark.parametrize(
     ("settings", "device", "resources"),
     [

@@ -73,6 +73,19 @@ def test_a_store_that_cannot_keep_jobs_is_refused_in_a_sentence(url: str, senten
     assert "s3cret" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("value", ["172.17.0.1/32, 10.0.0.0/8", '["172.17.0.1/32", "10.0.0.0/8"]'])
+def test_networks_are_taken_from_the_environment(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("DARKROOM_CALLBACK_ALLOWED_NETWORKS", value)
+    assert Settings().callback_allowed_networks == ("172.17.0.1/32", "10.0.0.0/8")
+
+
+def test_networks_that_are_none_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("somewhere", '["172.17.0.1/32"', "10.0.0.1/8"):
+        monkeypatch.setenv("DARKROOM_CALLBACK_ALLOWED_NETWORKS", value)
+        with pytest.raises(ValidationError):
+            Settings()
+
+
 def test_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     settings = Settings(data_dir=Path("data"))

@@ -1,0 +1,100 @@
+"""What is learned of a model on a hub: one of the test's own, on loopback."""
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI, Response
+
+from stress.background_server import BackgroundServer
+
+COMMIT = "0" * 40
+MODEL = "somebody/schnell"
+FILES = {
+    "model_index.json": {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]},
+    "transformer/config.json": {"guidance_embeds": False},
+}
+SCRIPT = """
+import json, sys
+from deployments.models import ModelSettings, describe, fetch_configs
+settings = ModelSettings.model_validate_json(sys.argv[1])
+trouble = fetch_configs(settings)
+print(json.dumps({"trouble": trouble} | describe(settings).model_dump()))
+"""
+
+
+@dataclass
+class Hub:
+    """Serves `FILES` as the hub does, while it is `open`; counts what it is asked."""
+
+    home: Path
+    open: bool = True
+    asked: Counter[str] = field(default_factory=Counter)
+    url: str = ""
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+        app.get("/")(lambda: "a hub")
+        app.api_route(f"/{MODEL}/resolve/{{revision}}/{{file:path}}", methods=["GET", "HEAD"])(self._file)
+        return app
+
+    def _file(self, revision: str, file: str) -> Response:
+        self.asked[file] += 1
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{file}-{revision}"'}
+        if not self.open:
+            return Response(status_code=403)
+        if file not in FILES:
+            return Response(status_code=404, headers={"X-Error-Code": "EntryNotFound", **headers})
+        return Response(json.dumps(FILES[file]), headers=headers)
+
+    def learn(self, **settings: Any) -> dict[str, Any]:
+        """Return what a new process with this hub and its own cache learns of the model."""
+        environment = os.environ | {"HF_ENDPOINT": self.url, "HF_HOME": str(self.home), "HF_HUB_OFFLINE": "0"}
+        model = json.dumps({"source": MODEL} | settings)
+        command = [sys.executable, "-c", SCRIPT, model]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, timeout=120, check=True)
+        learned: dict[str, Any] = json.loads(done.stdout)
+        return learned
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[Hub]:
+    hub = Hub(tmp_path / "cache")
+    with BackgroundServer(hub.app(), probe_path="/") as server:
+        hub.url = server.url
+        yield hub
+
+
+def test_a_model_on_the_hub_is_known_before_anybody_has_loaded_it(hub: Hub) -> None:
+    learned = hub.learn()
+    assert learned["trouble"] is None
+    assert (learned["family"], learned["default_steps"], learned["default_guidance"]) == ("flux", 4, 0.0)
+    assert set(hub.asked) == set(FILES)
+
+    hub.asked.clear()
+    assert hub.learn() == learned
+    assert not hub.asked
+
+
+def test_a_hub_that_refuses_is_told_and_settings_stand_in(hub: Hub) -> None:
+    hub.open = False
+    learned = hub.learn()
+    assert "403" in learned["trouble"]
+    assert "get 28 and 5.0. Download the model on every node, or set default_steps" in learned["trouble"]
+    assert learned["family"] == "generic"
+
+    learned = hub.learn(family="flux", default_steps=4, default_guidance=0.0)
+    assert learned["trouble"] is None
+    assert (learned["family"], learned["default_steps"], learned["default_guidance"]) == ("flux", 4, 0.0)
+
+
+def test_an_absent_hub_is_not_waited_for(hub: Hub) -> None:
+    hub.url = "http://127.0.0.1:9"
+    assert "refused" in hub.learn()["trouble"]
