@@ -331,4 +331,4 @@ def _as_failure(error: Exception) -> RenderingError:
         return error
     # The library's own text may hold paths and tensors; the log has it, the client gets a sentence.
     _log.error("rendering failed", exc_info=error)
-    return RenderBroken(f"The model failed on this request ({type(error).__name__}).")
+    return RenderBroken(f"The model failed on this request ({type(error).__name__}); the service's log says why.")

@@ -112,10 +112,10 @@ def _render(url: str, picture: Path, progress: Progress) -> str:
         "the record": status.sha256,
     }
     if len(set(digests.values())) != 1:
-        raise LaunchError(f"The pictures differ: {digests}.")
+        raise LaunchError(f"The pictures differ: {digests}. This is a defect: please report it with the service's log.")
     verdict = ImageValidator(SIZE_PX, SIZE_PX, require_png=True).validate_bytes(downloaded)
     if not verdict.is_valid:
-        raise LaunchError(f"The picture is not a good one: {verdict.reason}.")
+        raise LaunchError(f"The picture is not a good one: {verdict.reason}. Please report it with the service's log.")
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(downloaded)
     return (
@@ -153,4 +153,6 @@ def _follow(client: DarkroomClient, job_id: str, progress: Progress) -> JobStatu
         else:
             progress.update(task, description=status.stage or status.status, completed=status.step or 0)
         time.sleep(_POLL_S)
-    raise LaunchError(f"The job did not end within {JOB_TIMEOUT_S:g} s.")
+    raise LaunchError(
+        f"The job did not end within {JOB_TIMEOUT_S:g} s. The service's log, and its /health, say what it waits for."
+    )

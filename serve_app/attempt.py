@@ -248,7 +248,10 @@ class Attempt:
         return self._timeout()
 
     def _timeout(self) -> Finish:
-        sentence = f"Rendering took longer than {self._job_timeout_s:g} s."
+        sentence = (
+            f"Rendering took longer than {self._job_timeout_s:g} s. Ask for fewer steps or a smaller picture, or have "
+            "the operator raise job_timeout_s."
+        )
         return self._finish(JobState.TIMEOUT, error=sentence, error_code="job_timeout")
 
     def _failure(self, error_code: str, error: str) -> Finish:

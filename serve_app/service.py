@@ -34,6 +34,8 @@ MAX_LONG_POLLS = 1000
 """Half of the places that an ingress replica has: submits and plain polls always find one."""
 PICTURE_READERS = 16
 """Pictures read at once, on threads of their own: a store that hangs must not take the threads that others need."""
+ADAPTER_READERS = 4
+"""Adapter files looked at at once, likewise."""
 BURST_S = 5.0
 """So many seconds' worth of its requests a client may send at once."""
 STOP_MARGIN_S = 5.0
@@ -103,6 +105,7 @@ class Service:
         self.requests = Allowance(rate, rate * BURST_S, time.monotonic) if rate else None
         self.artifacts = ArtifactStore(settings.resolved_artifacts_url())
         self.picture_readers = ThreadPoolExecutor(PICTURE_READERS, thread_name_prefix="pictures")
+        self.adapter_readers = ThreadPoolExecutor(ADAPTER_READERS, thread_name_prefix="adapters")
         self.client = TrackerClient(
             config,
             TrackerPictures(self.artifacts, settings.image_link_s),
@@ -212,3 +215,4 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.client.close()
         self.picture_readers.shutdown(wait=False, cancel_futures=True)
+        self.adapter_readers.shutdown(wait=False, cancel_futures=True)

@@ -146,20 +146,24 @@ def _read(path: Path) -> dict[str, Client]:
     try:
         found = _File.model_validate(tomllib.loads(path.read_text()))
     except OSError as error:
-        raise KeysUnusable(f"The file with the API keys cannot be read ({error.strerror}).") from None
+        raise KeysUnusable(
+            f"keys_file {path} cannot be read ({error.strerror}). It must be there on every node."
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise KeysUnusable("The file with the API keys is not valid TOML.") from None
+        raise KeysUnusable(f"keys_file {path} is not valid TOML.") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(part if part in _OWN_WORDS else "*" for part in map(str, first["loc"]))
-        raise KeysUnusable(f"The file with the API keys is wrong at {where}: {first['msg']}.") from None
+        raise KeysUnusable(f"keys_file {path} is wrong at {where}: {first['msg']}.") from None
     clients: dict[str, Client] = {}
     for name, entry in found.clients.items():
         for key in (*entry.keys, *entry.hotkeys):
             if key in clients:
-                raise KeysUnusable(f"Clients {clients[key].name} and {name} have the same key.")
+                raise KeysUnusable(f"keys_file {path}: clients {clients[key].name} and {name} have the same key.")
             clients[key] = Client(name, entry.scopes, entry.signing_secret)
     if not clients:
         # A file that is just being written is empty for a moment.
-        raise KeysUnusable("The file with the API keys has none.")
+        raise KeysUnusable(
+            f"keys_file {path} has no keys. `python -m serve_app.access NAME` makes one and prints its entry."
+        )
     return clients

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 
 from callback.errors import JobNotFound
 from callback.records import JobView
-from callback.states import JobState
+from callback.states import FINAL, JobState
 from serve_app.access.clients import Scope
 from serve_app.api.caller import Caller, show
 from serve_app.api.errors import Refused, documented
@@ -61,13 +61,13 @@ def router(service: Service) -> APIRouter:
     @routes.get("/inference/result/{job_id}", response_class=Response, responses=PICTURE_ANSWERS)
     async def result(caller: Annotated[Caller, may_read], job_id: JobId, request: Request) -> Response:
         """Download the picture."""
-        view = await _find(service, caller, job_id)
+        view = await _find_ended(service, caller, job_id)
         return await picture(service, view, request, status=show(service, caller, view).status, attachment=True)
 
     @routes.get("/images/{job_id}.png", response_class=Response, responses=PICTURE_ANSWERS)
     async def image(caller: Annotated[Caller, may_read], job_id: JobId, request: Request) -> Response:
         """Show the picture."""
-        view = await _find(service, caller, job_id)
+        view = await _find_ended(service, caller, job_id)
         return await picture(service, view, request, status=show(service, caller, view).status, attachment=False)
 
     @routes.delete("/inference/{job_id}", responses=documented(401, 403, 404, 409, 422, 429, 503))
@@ -191,7 +191,18 @@ def _plain_status(service: Service) -> Shortcut:
 
 
 async def _find(service: Service, caller: Caller, job_id: str) -> JobView:
-    view = await service.mirror.find(caller.owner, job_id)
+    return _there(await service.mirror.find(caller.owner, job_id), job_id)
+
+
+async def _find_ended(service: Service, caller: Caller, job_id: str) -> JobView:
+    """Find a job whose end the client may know of before we do: by its callback, or from another ingress replica."""
+    view = await _find(service, caller, job_id)
+    if view.state in FINAL:
+        return view
+    return _there(await service.client.get(caller.owner, job_id), job_id)
+
+
+def _there(view: JobView | None, job_id: str) -> JobView:
     if view is None:
         raise JobNotFound(f"There is no job {job_id!r}. It may have been removed by retention.")
     return view

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import re
+import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +16,7 @@ from fastapi import FastAPI, routing
 from callback.allowance import Allowance
 from callback.records import NewJob
 from callback.states import JobState
+from serve_app import submission
 from serve_app.access.clients import Client, Scope
 from serve_app.api import errors, inference
 from serve_app.api.limits import MAX_BODY_BYTES, BodyLimit
@@ -47,6 +50,7 @@ class Service:
         self.models = {"m": SimpleNamespace(settings=SimpleNamespace(name="m"), description=described)}
         self.requests = Allowance(per_s, 2.0, time.monotonic) if per_s else None
         self.mirror = Mirror(FakeTracker())  # type: ignore[arg-type]  # nothing is followed
+        self.adapter_readers: ThreadPoolExecutor | None = None
         self.submitted: list[NewJob] = []
         self._became = became
 
@@ -183,3 +187,23 @@ async def test_whatever_has_become_of_the_job(
     assert (told["status"], told["message"], told["warnings"], told["seed"]) == (status, message, warnings, 3)
     assert ("queue_position" in told) == (status == "queued")
     assert answered == await answer(service, whole(), [JSON], short=False)
+
+
+async def test_an_adapter_folder_that_hangs_is_told_and_keeps_nothing_else_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(submission, "ADAPTER_TIMEOUT_S", 0.05)
+    service, answers = Service(), threading.Event()
+    service.adapter_readers = ThreadPoolExecutor(1)
+    service.models["m"].adapters = SimpleNamespace(resolve=lambda _: answers.wait())
+    try:
+        for _ in range(2):
+            status, headers, body = await answer(
+                service, whole(b'{"prompt": "a", "lora_path": "x"}'), [JSON], short=True
+            )
+            assert (status, json.loads(body)["error_code"]) == (503, "adapters_unavailable")
+            assert b"retry-after" in dict(headers)
+        assert service.submitted == []
+    finally:
+        answers.set()
+        service.adapter_readers.shutdown()
