@@ -31,8 +31,8 @@ test: $(READY)   ## run the tests
 	$(BIN)/python -m pytest tests/unit tests/contract --numprocesses 3
 	$(BIN)/python -m pytest tests/e2e
 
-bench: $(READY)  ## measure what Darkroom costs; QUICK=1 for two minutes instead of an hour
-	$(BIN)/python -m bench all $(if $(QUICK),--quick)
+bench: $(READY)  ## measure what Darkroom costs; QUICK=1 for some minutes instead of an hour
+	$(BIN)/python -m bench all $(if $(QUICK),--quick --out out/bench/results.json)
 
 chaos: $(READY)  ## kill and stop every kind of process under load for half an hour, and audit every job
 	$(BIN)/python -m tests.chaos $(ARGS)

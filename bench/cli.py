@@ -40,7 +40,7 @@ class Mode(StrEnum):
         return one.get(self, ("default", "haproxy"))
 
 
-Quick = Annotated[bool, typer.Option("--quick", help="Small sizes: about two minutes for all; figures are rough.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Small sizes: some minutes for all; figures are rough.")]
 Tiny = Annotated[bool, typer.Option("--tiny", hidden=True, help="Sizes for tests; figures mean nothing.")]
 Out = Annotated[Path, typer.Option(help="Where results go; the plot goes beside it, as .svg.", dir_okay=False)]
 Home = Annotated[Path, typer.Option(help="Folder for stores, pictures and logs; on a real disk.", resolve_path=True)]

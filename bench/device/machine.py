@@ -28,7 +28,7 @@ def describe_machine(device: torch.device, threads: int) -> Machine:
         diffusers=diffusers.__version__,
         transformers=transformers.__version__,
         python=platform.python_version(),
-        system=platform.platform(terse=True),
+        system=_system(),
         cpu=_cpu(),
         cpu_count=os.cpu_count() or 1,
         threads=threads,
@@ -43,6 +43,11 @@ def _driver() -> str | None:
     except OSError:
         return None
     return found.group() if found else None
+
+
+def _system() -> str:
+    # What follows the first dash of a kernel's release names a distribution or a host; it is published.
+    return f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}"
 
 
 def _cpu() -> str:
