@@ -4,6 +4,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import httpx
 import pytest
@@ -53,6 +54,20 @@ def test_a_final_status_always_carries_its_callback_even_beside_slow_receivers(
 
     assert sorted(status for _, status in outcomes) == ["delivered"] * 40 + ["failed"] * 10
     assert max(late for late, _ in outcomes) < bound_s
+
+
+def test_whoever_has_had_the_callback_can_have_the_picture(app: App, receiver: CallbackServer) -> None:
+    def fetch_when_called(n: int) -> tuple[int, str]:
+        with httpx.Client(base_url=app.url, timeout=30, trust_env=False) as http:
+            job_id = http.post("/inference", json={**TINY, "seed": n, "callback_url": receiver.callback_url}).json()[
+                "id"
+            ]
+            (entry,) = receiver.wait_for(job_id, timeout_s=60)
+            answer = http.get(f"/inference/result/{job_id}")
+            return answer.status_code, "same" if sha256(answer.content).hexdigest() == entry.sha256 else answer.text
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(fetch_when_called, range(60))) == {(200, "same")}
 
 
 @pytest.mark.defect("D8")
