@@ -1,7 +1,7 @@
 """A Ray cluster of two nodes on this machine, and a tracker on it that is killed again and again.
 
-`python -m tests.e2e.two_nodes STORE_URL RESTARTS` prints `restarted` with the tracker's node, `here` for the one that has
-created it. Run by a test in a process of its own: the tests share another Ray instance.
+`python -m tests.e2e.two_nodes STORE_URL RESTARTS` prints `restarted` with the tracker's node, `here` for the one that
+has created it. Run by a test in a process of its own: the tests share another Ray instance.
 """
 
 import asyncio
