@@ -299,7 +299,7 @@ def test_an_engine_that_renders_other_bits_after_an_error_is_given_up(
 def test_an_unexpected_error_fails_its_job_alone(own: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     before = render(own).artifact.sha256
     fail_once(monkeypatch, own, ValueError("/secret"))
-    assert submit(own).failed().error == "The model failed on this request (ValueError)."
+    assert submit(own).failed().error == "The model failed on this request (ValueError); the service's log says why."
     assert render(own).artifact.sha256 == before
 
 

@@ -116,7 +116,8 @@ def test_an_error_of_the_library_fails_its_job_alone_without_its_text(
     engine = steer()
     renderer.permit(4)
     failed = submit(engine, prompt="bad").failed()
-    assert (failed.error_code, failed.error) == ("render_error", "The model failed on this request (ValueError).")
+    assert failed.error_code == "render_error"
+    assert failed.error == "The model failed on this request (ValueError); the service's log says why."
     assert renderer.recovered == [error]
     submit(engine, job_id="next").finished()
 
