@@ -39,12 +39,19 @@ class SystemClock:
 
 
 class LeapWatch:
-    """Notices a wall clock that was set ahead, by a mistake perhaps: for those who would destroy what it makes old."""
+    """Notices a wall clock that was set ahead, by a mistake perhaps: for those who would destroy what it makes old.
 
-    def __init__(self, clock: Clock) -> None:
+    `last_known` is a moment that the clock showed before this process began. Whether a later one means that nobody was
+    there, or a clock that is wrong since, cannot be told: it counts as a leap, and `is_seen` is False then.
+    """
+
+    def __init__(self, clock: Clock, last_known: float | None = None) -> None:
         self._clock = clock
-        self._usual_s = self._leap_s = self._ahead_s()
-        self._leapt_at = 0.0
+        self._leap_s = self._ahead_s()
+        self._leapt_at = clock.steady()
+        away_s = 0.0 if last_known is None else max(0.0, clock.now() - last_known)
+        self._usual_s = self._leap_s - away_s
+        self.is_seen = False
 
     def _ahead_s(self) -> float:
         return self._clock.now() - self._clock.steady()
@@ -55,14 +62,13 @@ class LeapWatch:
         Measured from call to call. A clock that is set back is believed at once.
         """
         ahead_s, steady = self._ahead_s(), self._clock.steady()
-        if ahead_s - self._usual_s <= LEAP_S:
-            self._usual_s = self._leap_s = ahead_s
-            return False
-        if abs(ahead_s - self._leap_s) > LEAP_S:
-            self._leap_s, self._leapt_at = ahead_s, steady
-        if steady - self._leapt_at < BELIEVED_AFTER_S:
-            return True
-        self._usual_s = ahead_s
+        if ahead_s - self._usual_s > LEAP_S:
+            if abs(ahead_s - self._leap_s) > LEAP_S:
+                self._leap_s, self._leapt_at, self.is_seen = ahead_s, steady, True
+            if steady - self._leapt_at < BELIEVED_AFTER_S:
+                return True
+        self._usual_s = self._leap_s = ahead_s
+        self.is_seen = False
         return False
 
 

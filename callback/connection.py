@@ -10,7 +10,14 @@ from typing import Any, cast
 
 import ray
 from packaging.version import Version
-from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError, TaskCancelledError
+from ray.exceptions import (
+    ActorUnschedulableError,
+    GetTimeoutError,
+    RayActorError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from callback.config import TRACKER_NAMESPACE, TrackerConfig, code_fingerprint, code_version
@@ -171,7 +178,8 @@ class TrackerConnection:
                     await self._replace(handle)
             except TaskCancelledError:
                 pass  # With the request whose call it was; if that is still there, it asks again.
-            except (RayActorError, ValueError):  # ValueError: the name was freed while we asked for it
+            # ActorUnschedulableError: its node is gone. ValueError: the name was freed while we asked for it.
+            except (RayActorError, ActorUnschedulableError, ValueError):
                 self._forget(handle)
             if time.monotonic() >= deadline:
                 raise TrackerUnavailable(SILENCE)

@@ -53,9 +53,12 @@ class Succession:
         self._clock = clock
         self._found: Ownership | None = None
         self._unchanged_since = 0.0
+        self.last_seen_at: float | None = None
+        """When the owner that was checked last said that it was there, by its clock."""
 
     def check(self, found: Ownership) -> None:
         """Return if the store may be taken from this owner. Raises `StoreInUse`."""
+        self.last_seen_at = found.seen_at
         if found.darkroom in {self._ours.darkroom, NOBODY} or found.darkroom.startswith(_NAMELESS):
             return
         steady = self._clock.steady()

@@ -28,8 +28,8 @@ class Replays:
         """
         self._forget_old()
         # It is fresh from so long before the time in it, by a clock that is ahead, until so long after. By the steady
-        # clock: those of other nodes and of senders, by which it was found to be fresh, may say anything.
-        wait_s = self._begins_at + 2 * command.fresh_s - self._clock.steady()
+        # clock: those of other nodes, by which it was found to be fresh, may differ by the margin from each other.
+        wait_s = self._begins_at + _kept_s(command) - self._clock.steady()
         if wait_s > 0:
             raise ReplaysUnknown(
                 "After a restart this server cannot tell yet whether a request came before. Sign it again soon.",
@@ -42,10 +42,14 @@ class Replays:
             if len(self._asked_by) >= MAX_REMEMBERED:
                 raise TrackerUnavailable("Too many signed requests come at once. Try again in a few seconds.")
             self._asked_by[command.request] = command.asker
-            self._ends.append((self._clock.steady() + 2 * command.fresh_s + MARGIN_S, command.request))
+            self._ends.append((self._clock.steady() + _kept_s(command), command.request))
         return True
 
     def _forget_old(self) -> None:
         now = self._clock.steady()
         while self._ends and self._ends[0][0] < now:
             del self._asked_by[self._ends.popleft()[1]]
+
+
+def _kept_s(command: Remember) -> float:
+    return 2 * command.fresh_s + MARGIN_S

@@ -51,7 +51,7 @@ class Retention:
 
     Pictures are marked as gone before they go: the transaction proves that this tracker still owns the store, and no
     redelivery can be begun between its two halves. `read` queries beside the writer, `run` commits a unit of work,
-    `forget` is told which jobs have changed by it.
+    `forget` is told which jobs have changed by it. `last_known` is when the tracker before this one was last there.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Retention:
         run: Run,
         forget: Callable[[list[str]], None],
         clock: Clock,
+        last_known: float | None = None,
     ) -> None:
         self._config = config
         self._pictures = pictures
@@ -73,7 +74,7 @@ class Retention:
         # One thread of its own: a picture store that hangs takes no other, and is asked one thing at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="retention")
         self._leftovers_at = clock.steady()
-        self._leaps = LeapWatch(clock)
+        self._leaps = LeapWatch(clock, last_known)
         self.trouble: str | None = None
 
     async def run_for_ever(self) -> None:
@@ -100,7 +101,7 @@ class Retention:
         if not leapt:
             await self._remove_leftovers()
         self.trouble = None
-        if leapt:
+        if self._leaps.is_seen:
             self.trouble = (
                 "The machine's clock was set ahead. Old jobs are kept until it has said the same for an hour."
             )

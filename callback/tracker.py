@@ -144,7 +144,13 @@ class JobTracker:
             self._config, self._store, self._run, self._board, self._courier, self._clock, self._metrics
         )
         self._retention = Retention(
-            self._config, self._pictures, self._read, self._run, self._board.finals.forget, self._clock
+            self._config,
+            self._pictures,
+            self._read,
+            self._run,
+            self._board.finals.forget,
+            self._clock,
+            self._succession.last_seen_at,
         )
         try:
             await self._courier.take_over()

@@ -126,24 +126,32 @@ def describe(settings: ModelSettings) -> ModelDescription:
     return _description(settings, family, pipeline_class, component_configs(settings))
 
 
+def is_on_hub(settings: ModelSettings) -> bool:
+    """Tell whether a model is named by a hub id."""
+    return settings.engine == "diffusers" and not Path(settings.source).is_dir()
+
+
 def fetch_configs(settings: ModelSettings) -> str | None:
     """Bring what `describe` reads of a model on the hub, some kilobytes, into this machine's cache, if it is not there.
 
-    Returns a sentence for the operator if it cannot be had; `describe` then knows no better than the generic family.
+    Takes as long as the hub, or the way to it, takes. Returns what is wrong if it does not tell all of it.
     """
-    if settings.engine != "diffusers" or Path(settings.source).is_dir():
-        return None
     trouble = _fetch(settings, _INDEX)
     for name in _COMPONENTS:
         if trouble is None and name in read_config(settings, _INDEX):
             trouble = _fetch(settings, f"{name}/config.json")
-    if trouble is None or None not in (settings.default_steps, settings.default_guidance):
-        return None
+    return trouble
+
+
+def guessed(settings: ModelSettings, trouble: str) -> str:
+    """Return a sentence for the operator about a hub model of which `fetch_configs` could not read everything."""
     described = describe(settings)
     return (
-        f"model {settings.name}: the hub does not say what {settings.source} is ({trouble}). Until the ingress starts "
-        f"again, requests that name no steps or guidance get {described.default_steps} and "
-        f"{described.default_guidance}. Download the model on every node, or set default_steps and default_guidance."
+        f"model {settings.name}: the hub does not tell all about {settings.source} ({trouble}). Until the ingress "
+        f"starts again it is taken for {described.family}: requests that name no steps or guidance get "
+        f"{described.default_steps} and {described.default_guidance}, and adapters are checked when they are loaded. "
+        "Download the model on every node (with HF_TOKEN if it needs one), or set family, default_steps and "
+        "default_guidance."
     )
 
 

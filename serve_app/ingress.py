@@ -2,6 +2,8 @@
 
 import asyncio
 import ipaddress
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 
 import ray
 from fastapi import FastAPI
@@ -9,7 +11,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from deployments.models import fetch_configs
+from deployments.models import ModelSettings, fetch_configs, guessed, is_on_hub
 from observability.logs import configure, get_logger
 from serve_app.api import create_api
 from serve_app.api.inference import MAX_WAIT_S
@@ -21,6 +23,9 @@ MAX_ONGOING_REQUESTS = 2000
 
 HEALTH_CHECK_PERIOD_S = 2.0
 """A dead replica is noticed this much later; Serve's default of 10 would keep everybody waiting for so long."""
+
+HUB_PATIENCE_S = 10.0
+"""How long a start waits to learn what models on the hub are."""
 
 _log = get_logger("ingress")
 
@@ -35,9 +40,7 @@ class Ingress:
         _refuse_local_data_on_a_cluster(settings)
         loopback = _bound_to_loopback()
         _refuse_to_serve_strangers(settings, loopback=loopback)
-        for model in settings.offered_models():
-            if trouble := await asyncio.to_thread(fetch_configs, model):
-                _log.warning(trouble)
+        await learn_of(settings.offered_models())
         by_model = {model.name: handles[f"model_{n}"] for n, model in enumerate(settings.models)}
         self._service = Service(settings, by_model, allow_loopback=loopback)
         await self._service.start()
@@ -66,6 +69,22 @@ ingress = serve.deployment(
     health_check_period_s=HEALTH_CHECK_PERIOD_S,
 )(serve.ingress()(Ingress))
 """The deployment; bind it with `Ingress`'s arguments."""
+
+
+async def learn_of(models: Iterable[ModelSettings]) -> None:
+    """Read what models on the hub are. What is not known within `HUB_PATIENCE_S` is guessed, and the log says so."""
+    loop = asyncio.get_running_loop()
+    # Threads of its own: a name that cannot be resolved may hold one for longer.
+    pool = ThreadPoolExecutor(thread_name_prefix="hub")
+    reading = [(model, loop.run_in_executor(pool, fetch_configs, model)) for model in models if is_on_hub(model)]
+    pool.shutdown(wait=False)
+    if not reading:
+        return
+    await asyncio.wait([outcome for _, outcome in reading], timeout=HUB_PATIENCE_S)
+    for model, outcome in reading:
+        trouble = outcome.result() if outcome.done() else f"no answer within {HUB_PATIENCE_S:g} s"
+        if trouble is not None:
+            _log.warning(guessed(model, trouble))
 
 
 def _shutdown_budget_s() -> float:

@@ -24,6 +24,7 @@ from deployments.models import ModelDescription, ModelSettings, describe
 from deployments.render import ArtifactRef
 from serve_app.access import epistula
 from serve_app.access.keys import KeyRing
+from serve_app.adapter_lookup import AdapterLookup
 from serve_app.dispatcher import Dispatcher
 from serve_app.mirror import Mirror
 from serve_app.replicas import ReplicaWatch
@@ -34,8 +35,6 @@ MAX_LONG_POLLS = 1000
 """Half of the places that an ingress replica has: submits and plain polls always find one."""
 PICTURE_READERS = 16
 """Pictures read at once, on threads of their own: a store that hangs must not take the threads that others need."""
-ADAPTER_READERS = 4
-"""Adapter files looked at at once, likewise."""
 BURST_S = 5.0
 """So many seconds' worth of its requests a client may send at once."""
 STOP_MARGIN_S = 5.0
@@ -85,7 +84,7 @@ class OfferedModel:
 
     settings: ModelSettings
     description: ModelDescription
-    adapters: AdapterCatalogue
+    adapters: AdapterLookup
 
 
 class Service:
@@ -94,7 +93,7 @@ class Service:
     def __init__(self, settings: Settings, handles: dict[str, DeploymentHandle], *, allow_loopback: bool) -> None:
         self.settings = settings
         self.models = {
-            model.name: OfferedModel(model, describe(model), AdapterCatalogue.of(model))
+            model.name: OfferedModel(model, describe(model), AdapterLookup(AdapterCatalogue.of(model)))
             for model in settings.offered_models()
         }
         config = settings.tracker_config(allow_loopback=allow_loopback)
@@ -105,7 +104,6 @@ class Service:
         self.requests = Allowance(rate, rate * BURST_S, time.monotonic) if rate else None
         self.artifacts = ArtifactStore(settings.resolved_artifacts_url())
         self.picture_readers = ThreadPoolExecutor(PICTURE_READERS, thread_name_prefix="pictures")
-        self.adapter_readers = ThreadPoolExecutor(ADAPTER_READERS, thread_name_prefix="adapters")
         self.client = TrackerClient(
             config,
             TrackerPictures(self.artifacts, settings.image_link_s),
@@ -215,4 +213,5 @@ class Service:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.client.close()
         self.picture_readers.shutdown(wait=False, cancel_futures=True)
-        self.adapter_readers.shutdown(wait=False, cancel_futures=True)
+        for model in self.models.values():
+            model.adapters.close()

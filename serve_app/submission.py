@@ -1,6 +1,5 @@
 """From a client's request to a job: the checks that need the service, the defaults, the seed."""
 
-import asyncio
 import hashlib
 import json
 import secrets
@@ -10,20 +9,19 @@ from uuid import uuid4
 from callback.errors import EgressRefused
 from callback.records import Callback, NewJob
 from deployments.errors import AdapterError
+from serve_app import adapter_lookup
 from serve_app.access.clients import Client
 from serve_app.api.errors import InvalidFieldError, Refused
 from serve_app.api.wire import MAX_SEED, InferenceRequest, image_url
 from serve_app.job_request import JobRequest
 from serve_app.service import OfferedModel, Service
 
-ADAPTER_TIMEOUT_S = 5.0
-
 
 async def new_job(service: Service, client: Client, body: InferenceRequest, idempotency_key: str | None) -> NewJob:
     """Return the job that the request describes. Raises `InvalidFieldError`, `Refused`."""
     model = _model(service, body)
     _check_pixels(service, body)
-    adapter = await _adapter(service, model, body.lora_path)
+    adapter = await _adapter(model, body.lora_path)
     job_id = body.job_id or str(uuid4())
     callback = await _callback(service, client, body, job_id)
     defaults = model.description
@@ -78,20 +76,17 @@ def _check_pixels(service: Service, body: InferenceRequest) -> None:
         raise InvalidFieldError("width", f"width x height is {pixels} pixels; this server renders at most {limit}.")
 
 
-async def _adapter(service: Service, model: OfferedModel, lora_path: str | None) -> str | None:
+async def _adapter(model: OfferedModel, lora_path: str | None) -> str | None:
     """Return the adapter's plain name; None for the base model."""
     if not lora_path:
         return None
-    loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(ADAPTER_TIMEOUT_S):
-            found = await loop.run_in_executor(service.adapter_readers, model.adapters.resolve, lora_path)
+        return (await model.adapters.resolve(lora_path)).name
     except TimeoutError:
-        sentence = f"The adapter folder did not answer within {ADAPTER_TIMEOUT_S:g} s. Try again later."
+        sentence = f"The adapter folder did not answer within {adapter_lookup.TIMEOUT_S:g} s. Try again later."
         raise Refused(503, "adapters_unavailable", sentence) from None
     except AdapterError as error:
         raise InvalidFieldError("lora_path", str(error), error.code) from None
-    return found.name
 
 
 async def _callback(service: Service, client: Client, body: InferenceRequest, job_id: str) -> Callback | None:

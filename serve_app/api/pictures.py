@@ -5,7 +5,7 @@ import asyncio
 from fastapi import Request, Response
 
 from callback.records import JobView
-from callback.states import FINAL, JobState
+from callback.states import JobState
 from deployments.errors import ArtifactCorrupt, ArtifactError, ArtifactMissing, ArtifactUnwritable
 from serve_app.api.errors import Refused, documented
 from serve_app.service import Service, artifact_ref
@@ -24,7 +24,7 @@ async def picture(service: Service, view: JobView, request: Request, *, status: 
     """Return the job's picture after checking its size, SHA-256 and pixels. `status` is what a poller would see."""
     job_id = view.job_id
     if view.state is not JobState.COMPLETED or view.picture is None:
-        advice = "It never will." if view.state in FINAL else "Ask for its status until it is completed."
+        advice = "It never will." if status in {"failed", "timeout"} else "Ask for its status until it is completed."
         raise Refused(404, "no_picture", f"The job {job_id!r} has no picture: it is {status}. {advice}")
     if view.picture_deleted:
         raise Refused(410, "picture_removed", f"The picture of job {job_id!r} was removed by retention.")

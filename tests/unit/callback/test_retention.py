@@ -13,7 +13,7 @@ from callback.errors import Deposed
 from callback.records import JobView, Submit, artifact_key, earlier_artifact_key
 from callback.schema import deliveries, delivery_attempts, jobs
 from stress.callback_server import CallbackServer
-from tests.unit.callback.tracker_kit import BOUND_S, Desk, StartDesk, new_job, rejected
+from tests.unit.callback.tracker_kit import BOUND_S, Desk, StartDesk, crash, new_job, rejected
 
 DAY_S = 24 * 3600.0
 
@@ -64,6 +64,36 @@ async def test_a_clock_that_is_set_ahead_for_less_than_an_hour_costs_nobody_a_pi
     await sweep(desk)
     assert job_ids(desk) == ["young"]
     assert desk.tracker._retention.trouble is None
+
+
+async def test_a_tracker_that_starts_with_a_clock_that_is_ahead_forgets_nothing_for_an_hour(
+    desk: Desk, start: StartDesk
+) -> None:
+    await rendered(desk, "young")
+    await crash(desk.tracker)
+    desk.clock.set_wall(desk.config.retention_s + DAY_S)
+    successor = await start()
+    await sweep(successor)
+    assert job_ids(successor) == ["young"]
+    # Nobody can tell it from a machine that was off for so long: that is no trouble.
+    assert successor.tracker._retention.trouble is None
+
+    desk.clock.set_wall(-desk.config.retention_s - DAY_S)
+    desk.clock.advance(BELIEVED_AFTER_S + 1)
+    await sweep(successor)
+    assert job_ids(successor) == ["young"]
+
+
+async def test_a_service_that_was_off_for_long_forgets_an_hour_later(desk: Desk, start: StartDesk) -> None:
+    await rendered(desk, "old")
+    await crash(desk.tracker)
+    desk.clock.advance(desk.config.retention_s + 1)
+    successor = await start()
+    await sweep(successor)
+    assert job_ids(successor) == ["old"]
+    desk.clock.advance(BELIEVED_AFTER_S + 1)
+    await sweep(successor)
+    assert job_ids(successor) == []
 
 
 async def test_a_clock_that_stays_ahead_is_believed_in_the_end(desk: Desk) -> None:

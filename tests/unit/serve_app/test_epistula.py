@@ -1,13 +1,19 @@
 """Signed requests: what is accepted, and each way in which one can be wrong."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import httpx
 import pytest
 from bittensor_wallet import Keypair
+from fastapi import Request
 
+from callback.records import Remember
+from serve_app.access.clients import Client
 from serve_app.access.epistula import FRESH_S, NotSigned, is_signed, read
 from serve_app.access.epistula import check as check_signature
+from serve_app.api import identification
+from serve_app.api.errors import Refused
 from tests.signed_requests import signed
 
 ALICE, BOB, EVE = (Keypair.create_from_uri(uri) for uri in ("//Alice", "//Bob", "//Eve"))
@@ -103,3 +109,30 @@ def test_a_request_with_a_key_or_nothing_is_not_signed() -> None:
 def test_another_body_is_not_the_signed_one() -> None:
     with pytest.raises(NotSigned, match="Signature Mismatch"):
         check(headers(), BODY + b" ")
+
+
+@pytest.mark.parametrize(("late_s", "counts"), [(0.0, True), (FRESH_S + 1, False)])
+async def test_a_request_must_be_fresh_when_its_body_has_come(
+    monkeypatch: pytest.MonkeyPatch, late_s: float, counts: bool
+) -> None:
+    now, remembered = [NOW], []
+
+    async def receive() -> dict[str, object]:
+        now[0] += late_s
+        return {"type": "http.request", "body": BODY}
+
+    async def remember(command: Remember) -> None:
+        remembered.append(command)
+
+    monkeypatch.setattr(identification, "time", SimpleNamespace(time=lambda: now[0]))
+    sent = [(name.lower().encode(), value.encode()) for name, value in headers().items()]
+    request = Request({"type": "http", "method": "POST", "headers": sent}, receive)
+    service = SimpleNamespace(client=SimpleNamespace(remember=remember))
+    keys = SimpleNamespace(client_of_hotkey=lambda _: Client("alice", frozenset()))
+    signer = identification._signer(service, keys, US, request)  # type: ignore[arg-type]  # what it needs of both
+    if counts:
+        assert (await signer).name == "alice"
+    else:
+        with pytest.raises(Refused, match="stale"):
+            await signer
+    assert len(remembered) == counts

@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,8 +16,9 @@ from fastapi import FastAPI, routing
 from callback.allowance import Allowance
 from callback.records import NewJob
 from callback.states import JobState
-from serve_app import submission
+from serve_app import adapter_lookup
 from serve_app.access.clients import Client, Scope
+from serve_app.adapter_lookup import AdapterLookup
 from serve_app.api import errors, inference
 from serve_app.api.limits import MAX_BODY_BYTES, BodyLimit
 from serve_app.job_request import JobResult
@@ -50,7 +51,6 @@ class Service:
         self.models = {"m": SimpleNamespace(settings=SimpleNamespace(name="m"), description=described)}
         self.requests = Allowance(per_s, 2.0, time.monotonic) if per_s else None
         self.mirror = Mirror(FakeTracker())  # type: ignore[arg-type]  # nothing is followed
-        self.adapter_readers: ThreadPoolExecutor | None = None
         self.submitted: list[NewJob] = []
         self._became = became
 
@@ -189,21 +189,26 @@ async def test_whatever_has_become_of_the_job(
     assert answered == await answer(service, whole(), [JSON], short=False)
 
 
-async def test_an_adapter_folder_that_hangs_is_told_and_keeps_nothing_else_waiting(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(submission, "ADAPTER_TIMEOUT_S", 0.05)
-    service, answers = Service(), threading.Event()
-    service.adapter_readers = ThreadPoolExecutor(1)
-    service.models["m"].adapters = SimpleNamespace(resolve=lambda _: answers.wait())
-    try:
-        for _ in range(2):
-            status, headers, body = await answer(
-                service, whole(b'{"prompt": "a", "lora_path": "x"}'), [JSON], short=True
-            )
-            assert (status, json.loads(body)["error_code"]) == (503, "adapters_unavailable")
-            assert b"retry-after" in dict(headers)
-        assert service.submitted == []
-    finally:
-        answers.set()
-        service.adapter_readers.shutdown()
+async def test_an_adapter_folder_that_hangs_is_told_and_nothing_piles_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter_lookup, "TIMEOUT_S", 0.05)
+    answers, asked = threading.Event(), []
+
+    def hang(name: str) -> Any:
+        asked.append(name)
+        answers.wait()
+        return SimpleNamespace(name=name)
+
+    service = Service()
+    lookup = AdapterLookup(SimpleNamespace(resolve=hang))  # type: ignore[arg-type]  # a folder that hangs
+    service.models["m"].adapters = lookup
+    submit = partial(answer, service, whole(b'{"prompt": "a", "lora_path": "x"}'), [JSON], short=True)
+    for _ in range(2 * adapter_lookup.AT_ONCE):
+        status, headers, body = await submit()
+        assert (status, json.loads(body)["error_code"]) == (503, "adapters_unavailable")
+        assert b"retry-after" in dict(headers)
+    assert (len(asked), service.submitted) == (adapter_lookup.AT_ONCE, [])
+
+    monkeypatch.setattr(adapter_lookup, "TIMEOUT_S", 10.0)
+    answers.set()
+    assert (await submit())[0] == 200
+    lookup.close()
