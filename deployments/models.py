@@ -126,8 +126,8 @@ def describe(settings: ModelSettings) -> ModelDescription:
     return _description(settings, family, pipeline_class, component_configs(settings))
 
 
-def is_on_hub(settings: ModelSettings) -> bool:
-    """Tell whether a model is named by a hub id."""
+def is_elsewhere(settings: ModelSettings) -> bool:
+    """Tell whether a model is in no folder of this machine: it has a hub id, or its folder is missing."""
     return settings.engine == "diffusers" and not Path(settings.source).is_dir()
 
 
@@ -136,6 +136,8 @@ def fetch_configs(settings: ModelSettings) -> str | None:
 
     Takes as long as the hub, or the way to it, takes. Returns what is wrong if it does not tell all of it.
     """
+    if settings.source.startswith(_PATH_STARTS):
+        return "there is no such folder on the ingress's node"
     trouble = _fetch(settings, _INDEX)
     for name in _COMPONENTS:
         if trouble is None and name in read_config(settings, _INDEX):
@@ -144,13 +146,13 @@ def fetch_configs(settings: ModelSettings) -> str | None:
 
 
 def guessed(settings: ModelSettings, trouble: str) -> str:
-    """Return a sentence for the operator about a hub model of which `fetch_configs` could not read everything."""
+    """Return a sentence for the operator about a model of which `fetch_configs` could not read everything."""
     described = describe(settings)
     return (
-        f"model {settings.name}: the hub does not tell all about {settings.source} ({trouble}). Until the ingress "
+        f"model {settings.name}: what {settings.source} is cannot be read beforehand ({trouble}). Until the ingress "
         f"starts again it is taken for {described.family}: requests that name no steps or guidance get "
         f"{described.default_steps} and {described.default_guidance}, and adapters are checked when they are loaded. "
-        "Download the model on every node (with HF_TOKEN if it needs one), or set family, default_steps and "
+        "Put the model on every node (with HF_TOKEN if it needs one), or set family, default_steps and "
         "default_guidance."
     )
 

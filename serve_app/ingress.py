@@ -11,7 +11,7 @@ from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from deployments.models import ModelSettings, fetch_configs, guessed, is_on_hub
+from deployments.models import ModelSettings, fetch_configs, guessed, is_elsewhere
 from observability.logs import configure, get_logger
 from serve_app.api import create_api
 from serve_app.api.inference import MAX_WAIT_S
@@ -72,11 +72,11 @@ ingress = serve.deployment(
 
 
 async def learn_of(models: Iterable[ModelSettings]) -> None:
-    """Read what models on the hub are. What is not known within `HUB_PATIENCE_S` is guessed, and the log says so."""
+    """Learn what models on the hub are. What is not known within `HUB_PATIENCE_S` is guessed, and the log says so."""
     loop = asyncio.get_running_loop()
     # Threads of its own: a name that cannot be resolved may hold one for longer.
     pool = ThreadPoolExecutor(thread_name_prefix="hub")
-    reading = [(model, loop.run_in_executor(pool, fetch_configs, model)) for model in models if is_on_hub(model)]
+    reading = [(model, loop.run_in_executor(pool, fetch_configs, model)) for model in models if is_elsewhere(model)]
     pool.shutdown(wait=False)
     if not reading:
         return

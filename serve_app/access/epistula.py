@@ -63,11 +63,16 @@ def read(headers: Mapping[str, str], *, hotkey: str, now: float) -> SignedReques
         raise NotSigned("Invalid signed_for address. The request is signed for another receiver.")
     if not (timestamp.isascii() and timestamp.isdecimal() and len(timestamp) <= 16):
         raise NotSigned("Invalid Timestamp. Send milliseconds since 1970 as a decimal number.")
-    signed_at = int(timestamp) / 1000
-    if abs(now - signed_at) > FRESH_S:
-        word = "stale" if signed_at < now else "early"
+    request = SignedRequest(sender, uuid, int(timestamp) / 1000, signature, f".{uuid}.{timestamp}.{receiver}")
+    check_fresh(request, now)
+    return request
+
+
+def check_fresh(request: SignedRequest, now: float) -> None:
+    """Raise `NotSigned` if the request is too old, or too early, to count at the moment `now` (seconds)."""
+    if abs(now - request.signed_at) > FRESH_S:
+        word = "stale" if request.signed_at < now else "early"
         raise NotSigned(f"Request is too {word}. Its timestamp may be {FRESH_S:g} s from our clock; check yours.")
-    return SignedRequest(sender, uuid, signed_at, signature, f".{uuid}.{timestamp}.{receiver}")
 
 
 def check(request: SignedRequest, method: str, body: bytes) -> None:

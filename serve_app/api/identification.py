@@ -74,7 +74,7 @@ async def _signer(service: Service, keys: KeyRing, hotkey: str, request: Request
             raise Refused(403, "forbidden", "Sender not allowed. Ask the operator to enter your hotkey.")
         body = await request.body()
         # Again: a body may take long enough for the tracker to have forgotten that the request came before.
-        epistula.read(request.headers, hotkey=hotkey, now=time.time())
+        epistula.check_fresh(signed, time.time())
         epistula.check(signed, request.method, body)
     except epistula.NotSigned as error:
         raise Refused(401, "unauthenticated", str(error)) from None

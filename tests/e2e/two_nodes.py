@@ -20,6 +20,8 @@ from deployments.artifacts import ArtifactStore
 from serve_app.service import TrackerPictures
 
 NAME = "followed"
+TIMEOUT_S = 150.0
+"""Below what the test waits: whatever happens, the cluster is ended."""
 
 
 async def follow(store_url: str, restarts: int, folder: Path) -> None:
@@ -45,7 +47,7 @@ def main() -> None:
         cluster.add_node(num_cpus=1)
         ray.init(address=cluster.address, namespace=TRACKER_NAMESPACE, log_to_driver=False)
         with tempfile.TemporaryDirectory() as folder:
-            asyncio.run(follow(store_url, restarts, Path(folder)))
+            asyncio.run(asyncio.wait_for(follow(store_url, restarts, Path(folder)), TIMEOUT_S))
     finally:
         ray.shutdown()
         cluster.shutdown()

@@ -8,34 +8,18 @@ import pytest
 import sqlalchemy as sa
 
 from callback import retention
-from callback.clock import BELIEVED_AFTER_S
 from callback.errors import Deposed
 from callback.records import JobView, Submit, artifact_key, earlier_artifact_key
-from callback.schema import deliveries, delivery_attempts, jobs
+from callback.schema import deliveries, delivery_attempts
 from stress.callback_server import CallbackServer
-from tests.unit.callback.tracker_kit import BOUND_S, Desk, StartDesk, crash, new_job, rejected
-
-DAY_S = 24 * 3600.0
+from tests.unit.callback.retention_kit import DAY_S, job_ids, rendered, sweep
+from tests.unit.callback.tracker_kit import BOUND_S, Desk, StartDesk, new_job, rejected
 
 
 @pytest.fixture(autouse=True)
 def _no_shortest_retention(monkeypatch: pytest.MonkeyPatch) -> None:
     """Most tests keep jobs for seconds; `test_a_command_that_is_sent_again...` puts it back."""
     monkeypatch.setattr(retention, "SHORTEST_RETENTION_S", 0.0)
-
-
-async def rendered(desk: Desk, job_id: str, *, size_bytes: int = 100, **fields: object) -> JobView:
-    await desk.submit(job_id, **fields)
-    await desk.complete(await desk.claim_one(), bytes(size_bytes))
-    return await desk.view(job_id)
-
-
-async def sweep(desk: Desk) -> None:
-    await desk.tracker._retention.sweep()
-
-
-def job_ids(desk: Desk) -> list[str]:
-    return [row["job_id"] for row in desk.rows(sa.select(jobs.c.job_id).order_by(jobs.c.seq))]
 
 
 async def test_jobs_are_forgotten_with_their_pictures_after_the_retention(desk: Desk) -> None:
@@ -49,64 +33,6 @@ async def test_jobs_are_forgotten_with_their_pictures_after_the_retention(desk: 
     assert job_ids(desk) == ["young"]
     assert desk.pictures.keys() == {artifact_key(young.key, 1)}
     assert await desk.tracker.get("anyone", "old") is None
-
-
-async def test_a_clock_that_is_set_ahead_for_less_than_an_hour_costs_nobody_a_picture(desk: Desk) -> None:
-    await rendered(desk, "young")
-    await sweep(desk)
-    desk.clock.set_wall(desk.config.retention_s + DAY_S)
-    await sweep(desk)
-    assert job_ids(desk) == ["young"]
-    assert "clock was set ahead" in str(desk.tracker._retention.trouble)
-
-    desk.clock.set_wall(-desk.config.retention_s - DAY_S)
-    desk.clock.advance(2 * BELIEVED_AFTER_S)
-    await sweep(desk)
-    assert job_ids(desk) == ["young"]
-    assert desk.tracker._retention.trouble is None
-
-
-async def test_a_tracker_that_starts_with_a_clock_that_is_ahead_forgets_nothing_for_an_hour(
-    desk: Desk, start: StartDesk
-) -> None:
-    await rendered(desk, "young")
-    await crash(desk.tracker)
-    desk.clock.set_wall(desk.config.retention_s + DAY_S)
-    successor = await start()
-    await sweep(successor)
-    assert job_ids(successor) == ["young"]
-    # Nobody can tell it from a machine that was off for so long: that is no trouble.
-    assert successor.tracker._retention.trouble is None
-
-    desk.clock.set_wall(-desk.config.retention_s - DAY_S)
-    desk.clock.advance(BELIEVED_AFTER_S + 1)
-    await sweep(successor)
-    assert job_ids(successor) == ["young"]
-
-
-async def test_a_service_that_was_off_for_long_forgets_an_hour_later(desk: Desk, start: StartDesk) -> None:
-    await rendered(desk, "old")
-    await crash(desk.tracker)
-    desk.clock.advance(desk.config.retention_s + 1)
-    successor = await start()
-    await sweep(successor)
-    assert job_ids(successor) == ["old"]
-    desk.clock.advance(BELIEVED_AFTER_S + 1)
-    await sweep(successor)
-    assert job_ids(successor) == []
-
-
-async def test_a_clock_that_stays_ahead_is_believed_in_the_end(desk: Desk) -> None:
-    await rendered(desk, "old")
-    desk.clock.set_wall(desk.config.retention_s + DAY_S)
-    await sweep(desk)
-    desk.clock.advance(BELIEVED_AFTER_S - 60)
-    await sweep(desk)
-    assert job_ids(desk) == ["old"]
-    desk.clock.advance(120)
-    await sweep(desk)
-    assert job_ids(desk) == []
-    assert desk.tracker._retention.trouble is None
 
 
 async def test_a_command_that_is_sent_again_finds_its_job_whatever_the_retention(

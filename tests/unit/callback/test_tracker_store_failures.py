@@ -61,11 +61,9 @@ def lost_commit_answers(desk: Desk) -> Iterator[None]:
             yield tx
         raise StoreUnavailable("The connection broke.")
 
-    store.transaction = broken  # type: ignore[method-assign]
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "transaction", broken)
         yield
-    finally:
-        store.transaction = transaction  # type: ignore[method-assign]
 
 
 async def test_a_full_disk_refuses_and_the_tracker_recovers_by_itself(desk: Desk) -> None:

@@ -96,12 +96,17 @@ def test_a_hub_that_refuses_is_told_and_settings_stand_in(hub: Hub) -> None:
     learned = hub.learn()
     assert "gated repo" in learned["trouble"]
     assert "is taken for generic: requests that name no steps or guidance get 28 and 5.0" in learned["trouble"]
-    assert "Download the model on every node (with HF_TOKEN if it needs one), or set family" in learned["trouble"]
+    assert "Put the model on every node (with HF_TOKEN if it needs one), or set family" in learned["trouble"]
     assert learned["family"] == "generic"
 
     learned = hub.learn(family="flux", default_steps=4, default_guidance=0.0)
     assert "is taken for flux: requests that name no steps or guidance get 4 and 0.0" in learned["trouble"]
     assert (learned["family"], learned["default_steps"], learned["default_guidance"]) == ("flux", 4, 0.0)
+
+
+def test_a_folder_that_is_missing_is_no_hub_id(hub: Hub) -> None:
+    assert "no such folder on the ingress's node" in hub.learn(source="/srv/absent")["trouble"]
+    assert not hub.asked
 
 
 def test_an_absent_hub_is_told(hub: Hub) -> None:
