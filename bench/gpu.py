@@ -14,6 +14,7 @@ from rich.console import Console
 from bench.device.report import Report, ResultsUnwritable
 from bench.device.run import QUICK, Part, Plan, run
 from bench.device.tables import print_results
+from deployments.errors import ModelUnusable
 
 
 class Model(StrEnum):
@@ -69,7 +70,7 @@ def main(
     console = Console()
     try:
         results = run(plan, folder, Report(console, output))
-    except ResultsUnwritable as error:
+    except (ModelUnusable, ResultsUnwritable) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from None
     print_results(results, console)

@@ -27,6 +27,7 @@ from deployments.pipelines.prompts import truncation_warning
 from deployments.render import RenderRequest
 from deployments.residency import AdapterResidency
 from deployments.torch_device import (
+    DtypeRecord,
     device_label,
     free_memory,
     is_device_lost,
@@ -74,6 +75,7 @@ class DiffusersRenderer:
         self._accepted = inspect.signature(self._pipeline.__call__).parameters.keys()
         self._factor = self._family.size_factor(self._pipeline)
         self._limit = self._family.token_limit(self._pipeline)
+        self._dtypes = DtypeRecord(self._pipeline.components.values())
         # Asked again after loading: a hub id has its files here only now.
         self._adapters = AdapterResidency(self._pipeline, AdapterCatalogue.of(self._settings))
         self._watch: _StepWatch | None = None
@@ -110,6 +112,7 @@ class DiffusersRenderer:
         if isinstance(error, RenderingError) and not isinstance(error, DeviceOutOfMemory):
             return
         try:
+            self._dtypes.restore()
             if isinstance(error, DeviceOutOfMemory):
                 self._adapters.clear()
             proof = self._prove()

@@ -80,12 +80,17 @@ def _parse(name: str, raw: bytes) -> dict[str, _Tensor]:
         parsed: Any = json.loads(raw)
         if isinstance(parsed, dict):
             parsed.pop("__metadata__", None)
+            # Counted before each is read: a header of 16 MiB has room for half a million.
+            _check_count(name, len(parsed))
         tensors = _Tensors.validate_python(parsed)
     except (ValueError, RecursionError, ValidationError) as error:
         raise AdapterUnusable(f"The adapter {name!r} is not a safetensors file, or its header is damaged.") from error
-    if not 0 < len(tensors) <= MAX_TENSORS:
-        raise AdapterUnusable(f"The adapter {name!r} has {len(tensors)} tensors; allowed are 1 to {MAX_TENSORS}.")
     return tensors
+
+
+def _check_count(name: str, tensors: int) -> None:
+    if not 0 < tensors <= MAX_TENSORS:
+        raise AdapterUnusable(f"The adapter {name!r} has {tensors} tensors; allowed are 1 to {MAX_TENSORS}.")
 
 
 def _check_layout(name: str, tensors: Mapping[str, _Tensor], data_bytes: int) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from deployments.adapters import AdapterCatalogue, AdapterFile
 from deployments.errors import AdapterUnusable
 from deployments.pipelines.base import Pipeline
-from deployments.torch_device import is_out_of_memory
+from deployments.torch_device import is_device_lost, is_out_of_memory
 from observability.logs import get_logger
 
 _log = get_logger("adapters")
@@ -88,7 +88,8 @@ class AdapterResidency:
             self._check_applied(file, key)
         except Exception as error:
             self._forget(key)
-            if isinstance(error, AdapterUnusable) or is_out_of_memory(error):
+            # A device says only at the next call that waits for it what an earlier job did to it.
+            if isinstance(error, AdapterUnusable) or is_out_of_memory(error) or is_device_lost(error):
                 raise
             _log.warning("adapter %s does not load", file.name, exc_info=error)
             raise AdapterUnusable(f"The adapter {file.name!r} does not fit this model.") from None
@@ -97,7 +98,8 @@ class AdapterResidency:
 
     def _weights(self, file: AdapterFile) -> dict[str, torch.Tensor]:
         device, dtype = self._pipeline.device, self._pipeline.dtype
-        stored = load_file(file.path, device=str(device))
+        # Not mapped into memory, as by default: on the CPU the weights would stay in a file that may change or go.
+        stored = load_file(file.path, device=str(device), backend="pread")
         # Scalars are the layers' alpha, which is read as a number and must not be rounded.
         weights = {key: tensor.to(dtype) if tensor.ndim > 1 else tensor for key, tensor in stored.items()}
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):

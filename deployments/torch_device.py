@@ -9,7 +9,13 @@ import torch
 
 from deployments.errors import ModelUnusable
 
-_OUT_OF_MEMORY_TEXTS = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY_TEXTS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+)
 
 
 def select_device(name: str) -> torch.device:
@@ -64,6 +70,31 @@ def lay_out(modules: Iterable[object], memory_format: torch.memory_format) -> No
                     layer.weight.data = layer.weight.data.contiguous(memory_format=memory_format)
 
 
+class DtypeRecord:
+    """The dtypes that modules were loaded with, and may have lost.
+
+    diffusers casts SDXL's decoder to float32 for each half-precision picture, and back only if nothing is raised.
+    """
+
+    def __init__(self, modules: Iterable[object]) -> None:
+        layers = [layer for module in modules if isinstance(module, torch.nn.Module) for layer in module.modules()]
+        # Parameters outlive what adapters wrap around their layers; buffers are replaced by a cast.
+        self._parameters = [(one, one.dtype) for layer in layers for one in layer.parameters(recurse=False)]
+        self._buffers = [
+            (layer, name, one.dtype) for layer in layers for name, one in layer.named_buffers(recurse=False)
+        ]
+
+    def restore(self) -> None:
+        """Cast back what has another dtype now; a cast there and back to a wider dtype changes no bit."""
+        for parameter, dtype in self._parameters:
+            if parameter.dtype != dtype:
+                parameter.data = parameter.data.to(dtype)
+        for layer, name, dtype in self._buffers:
+            buffer = layer.get_buffer(name)
+            if buffer.dtype != dtype:
+                setattr(layer, name, buffer.to(dtype))
+
+
 def make_exact(threads: int) -> None:
     """Switch torch to kernels that repeat themselves, for this process; call it on the thread that renders.
 
@@ -96,8 +127,13 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Return whether `error` leaves the CUDA context unusable for the rest of the process."""
-    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+    """Return whether `error`, or one that it came of, leaves the CUDA context unusable for the rest of the process."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, torch.AcceleratorError) and not is_out_of_memory(cause):
+            return True
+        cause = cause.__context__
+    return False
 
 
 def free_memory(error: BaseException | None) -> None:

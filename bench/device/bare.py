@@ -57,14 +57,19 @@ class BareLoop:
         if len(requests) > 1:
             arguments["prompt"] = [request.prompt for request in requests]
         generators = [torch.Generator("cpu").manual_seed(request.seed) for request in requests]
-        return self._pipeline(
-            **arguments,
-            width=-(-first.width // factor) * factor,
-            height=-(-first.height // factor) * factor,
-            num_inference_steps=first.num_inference_steps,
-            generator=generators if len(generators) > 1 else generators[0],
-            output_type=output_type,
-        ).images
+        try:
+            return self._pipeline(
+                **arguments,
+                width=-(-first.width // factor) * factor,
+                height=-(-first.height // factor) * factor,
+                num_inference_steps=first.num_inference_steps,
+                generator=generators if len(generators) > 1 else generators[0],
+                output_type=output_type,
+            ).images
+        except BaseException:
+            # A picture that exceeds the memory must not spoil the ones that are tried after it.
+            self._rig.renderer.restore_dtypes()
+            raise
 
     def _settle(self, images: torch.Tensor) -> None:
         """Wait for the device. Nobody waits earlier: Python may queue the next picture while this one is computed."""

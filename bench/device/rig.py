@@ -65,6 +65,10 @@ class MeteredRenderer(DiffusersRenderer):
         """The loaded pipeline, to be used only while no job runs."""
         return self._pipeline
 
+    def restore_dtypes(self) -> None:
+        """Put back what a call of the pipeline that raised has left in another dtype."""
+        self._dtypes.restore()
+
     @property
     def family(self) -> Family:
         """How the pipeline is called."""

@@ -203,7 +203,7 @@ def train(
     begin = 0
     if (state := checkpoint.load()) is not None:
         unet.load_state_dict(state["model"])
-        averaged.update(state["averaged"])
+        averaged.update({name: value.to(where) for name, value in state["averaged"].items()})
         if "optimizers" in state:
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)

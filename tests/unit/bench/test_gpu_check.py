@@ -6,11 +6,14 @@ import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
 
+from bench.device.batching import measure_batching
+from bench.device.machine import describe_machine
 from bench.device.random_models import RandomFlux, RandomSdxl
 from bench.device.report import Report
 from bench.device.requests import again, plain_requests
@@ -19,6 +22,8 @@ from bench.device.rig import MeteredRenderer, open_rig
 from bench.device.run import Part, Plan, run
 from bench.device.subjects import choose_subject, settings_of
 from bench.device.tables import print_results
+from deployments.engine import Engine
+from deployments.render import RenderRequest
 
 ROOT = Path(__file__).parents[3]
 TINY = Plan(
@@ -64,10 +69,48 @@ def test_reading_too_early_is_caught_and_the_real_engine_waits(results: Results)
 
 def test_engine_and_bare_loop_do_the_same_work(results: Results) -> None:
     assert len(results.throughput) == 3
+    assert outcomes(results, "same") == ["passed"] * 3
     for found in results.throughput:
         assert found.same_pictures
         assert found.engine_over_bare_png.samples == 2
         assert 0 <= found.idle_share.median < 1
+
+
+def test_an_engine_that_draws_something_else_does_not_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submit = Engine.submit
+
+    def with_another_seed(engine: Engine, request: RenderRequest, *args: Any, **kwargs: Any) -> Any:
+        return submit(engine, replace(request, seed=5), *args, **kwargs)
+
+    monkeypatch.setattr(Engine, "submit", with_another_seed)
+    plan = replace(TINY, models=("embedded",), parts=(Part.THROUGHPUT,))
+    results = run(plan, tmp_path / "pictures", quiet_report(tmp_path))
+    assert outcomes(results, "same") == ["failed"]
+    assert results.failed
+
+
+def test_a_batch_that_exceeds_the_memory_ends_the_table_and_spoils_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = torch.device("cpu")
+    subject = choose_subject("sdxl", "tiny", 1, cpu)
+    with settings_of(subject, cpu, tmp_path, 1) as settings:
+        half = settings.model_copy(update={"dtype": "float16"})
+        with open_rig(half, MeteredRenderer(half, "cpu"), tmp_path) as rig:
+            vae = rig.renderer.pipeline.vae
+            decode = vae.decode
+
+            def bounded(latents: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+                if len(latents) > 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory.")
+                return decode(latents, *args, **kwargs)
+
+            monkeypatch.setattr(vae, "decode", bounded)
+            results = Results("", {}, describe_machine(cpu, 1))
+            measure_batching(results, rig, subject, 64, batches=(1, 2), rounds=1)
+    (found,) = results.batching
+    assert [row.batch for row in found.rows] == [1]
+    assert outcomes(results, "batching") == ["passed"]
 
 
 def test_batches_are_as_close_to_pictures_alone_as_seeded_allows(results: Results) -> None:

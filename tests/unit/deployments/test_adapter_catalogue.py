@@ -8,6 +8,7 @@ from safetensors.numpy import save_file
 
 from deployments.adapters import AdapterCatalogue
 from deployments.errors import AdapterUnusable, UnknownAdapter
+from deployments.lora_header import MAX_TENSORS
 from deployments.models import AdapterSettings, ModelSettings
 from deployments.pipelines.base import AdapterTarget
 
@@ -174,6 +175,8 @@ REFUSALS: list[tuple[str, Callable[[Path], object], AdapterTarget, str]] = [
     ("deep JSON", written((100_000).to_bytes(8, "little") + b"[" * 100_000), SD15, "header is damaged"),
     ("a list", header([1]), SD15, "header is damaged"),
     ("no tensors", header({}), SD15, "0 tensors"),
+    # Refused by their number, before anything is made of them.
+    ("a host of tensors", header(dict.fromkeys(map(str, range(MAX_TENSORS + 1)))), SD15, "allowed are 1 to"),
     ("cut off", cut_off, SD15, "damaged or cut off"),
     (
         "overlapping",

@@ -285,6 +285,66 @@ def test_out_of_memory_fails_the_job_and_the_engine_proves_itself_before_the_nex
     assert (render(own).artifact.sha256, render(own, adapter="style").artifact.sha256) == before
 
 
+def test_a_decoder_that_was_left_in_another_dtype_is_put_back(
+    start: Callable[[ModelSettings], Engine], models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # diffusers casts the decoder to float32 for each picture, and back when nothing was raised.
+    engine = start(ModelSettings(source=str(models / "sdxl"), dtype="float16", threads=1))
+    before = render(engine).artifact.sha256
+    vae = renderer_of(engine)._pipeline.vae
+    decode = vae.decode
+
+    def failing(*_: object, **__: object) -> None:
+        assert vae.dtype == torch.float32
+        monkeypatch.setattr(vae, "decode", decode)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+
+    monkeypatch.setattr(vae, "decode", failing)
+    assert submit(engine).failed().error_code == "out_of_memory"
+    assert vae.dtype == torch.float16
+    assert render(engine).artifact.sha256 == before
+
+
+def test_an_adapter_in_use_does_not_hang_on_its_file(
+    start: Callable[[ModelSettings], Engine],
+    models: Path,
+    adapter_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "style.safetensors"
+    shutil.copy(adapter_folder / path.name, path)
+    engine = start(
+        ModelSettings(source=str(models / "sd"), threads=1, adapters=AdapterSettings(folder=str(path.parent)))
+    )
+    before = render(engine, adapter="style").artifact.sha256
+    # A job that is under way has looked at the file already.
+    catalogue = renderer_of(engine)._adapters._catalogue
+    looked_at = catalogue.resolve("style")
+    monkeypatch.setattr(type(catalogue), "resolve", lambda *_: looked_at)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    assert render(engine, adapter="style").artifact.sha256 == before
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_device_that_is_lost_while_an_adapter_loads_is_no_fault_of_the_adapter(
+    own: Engine, monkeypatch: pytest.MonkeyPatch, *, wrapped: bool
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        try:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        except torch.AcceleratorError as error:
+            if wrapped:
+                raise RuntimeError("while loading") from error
+            raise
+
+    monkeypatch.setattr("deployments.residency.load_file", failing)
+    assert isinstance(submit(own, adapter="style").end(), EngineUnhealthy)
+    with pytest.raises(EngineUnhealthy, match="lost"):
+        own.check_health()
+
+
 def test_an_engine_that_renders_other_bits_after_an_error_is_given_up(
     own: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
