@@ -10,7 +10,7 @@ import anyio
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from stress.bounded import AnswerTooLong, read_bounded
+from stress.bounded import ACCEPT_ENCODING, AnswerTooLong, read_bounded
 from stress.errors import (
     AnswerError,
     ConflictError,
@@ -143,7 +143,7 @@ class Caller:
         self._timeout_s = timeout_s
         self._client = httpx.AsyncClient(
             base_url=url,
-            headers=dict(headers or {}),
+            headers={**ACCEPT_ENCODING, **(headers or {})},
             timeout=httpx.Timeout(None, connect=min(timeout_s, MAX_CONNECT_S)),
             # The caller's concurrency is the limit: hundreds of long polls must not queue for a connection.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=100),

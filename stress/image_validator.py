@@ -14,7 +14,7 @@ from PIL import Image
 
 from stress.picture_faults import PictureFault, PictureFaultKind, find_faults
 from stress.picture_files import find_end_faults, find_file_faults
-from stress.pixels import DARK_BELOW, Pixels, decode, decode_bytes, is_decodable
+from stress.pixels import DARK_BELOW, READ_FORMATS, Pixels, decode, decode_bytes, is_decodable
 
 # A picture is partial if more than this fraction of its bottom rows is dark throughout.
 PARTIAL_DARK_ROWS = 0.8
@@ -154,7 +154,7 @@ class ImageValidator:
 
     def _format_fault(self, data: bytes) -> str | None:
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
                 image.verify()
                 found = image.format
         except Exception as error:  # noqa: BLE001 - as in `validate_bytes`
@@ -165,7 +165,7 @@ class ImageValidator:
 
     def _check_pixels(self, data: bytes) -> ValidationResult:
         # A picture cannot be used after `verify`, so it is opened again.
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
             size, lossy = image.size, image.format in LOSSY_FORMATS
             expected = (self.expected_width, self.expected_height)
             pixels = decode(image) if size == expected or is_decodable(size) else None

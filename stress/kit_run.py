@@ -187,7 +187,11 @@ async def _inbox(plan: Plan, progress: ConsoleProgress) -> AsyncIterator[Inbox]:
         progress.line(f"   ↳ Listening at {base}")
         yield LocalInbox(server, base)
     finally:
-        await asyncio.to_thread(server.stop)
+        try:
+            await asyncio.to_thread(server.stop)
+        except BackgroundServerError as error:
+            # What was found is told all the same; the thread ends with this process.
+            progress.line(f"   ↳ {error}")
 
 
 def _without_path(job: JobTrace) -> JobTrace:

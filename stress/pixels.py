@@ -12,6 +12,9 @@ DARK_BELOW = 10
 # A small file can hold a huge picture, so what is beyond this is not decoded (services render 2048x2048 at most).
 MAX_DECODED_PIXELS = 64 * 1024 * 1024
 
+READ_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded: Pillow by itself would hand a stranger's PostScript to Ghostscript."""
+
 Pixels: TypeAlias = NDArray[np.uint8]
 """8-bit RGB values, shape (height, width, 3)."""
 
@@ -33,7 +36,7 @@ def decode_bytes(data: bytes) -> Pixels:
         ValueError: it has more than `MAX_DECODED_PIXELS` pixels.
         Exception: whatever Pillow raises for bytes that are no whole picture.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
         if not is_decodable(image.size):
             raise ValueError(f"{image.size[0]}x{image.size[1]} is too large to decode")
         return decode(image)

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stress.image_validator import DEFAULT_SIDE, ImageValidator, ValidationResult
+from stress.pixels import READ_FORMATS
 
 PICTURE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 """What is looked at in a folder; a file that is named itself is judged whatever its name."""
@@ -216,7 +217,7 @@ def _text(words: Path | str) -> str:
 def _size_of(data: bytes) -> tuple[int, int] | None:
     """Width and height as the picture's header says, None for what is no picture."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
             return image.size
     except Exception:  # noqa: BLE001 - a decoder fed with a stranger's bytes raises anything
         return None

@@ -8,7 +8,17 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, StringConstraints, model_validator
+
+# Each wrong entry would become an error of its own, hundreds of times as large as itself.
+Warnings = Annotated[tuple[str, ...], FailFast()]
+_MAX_DURATIONS = 100
+
+
+def _few(durations: Any) -> Any:
+    if isinstance(durations, dict) and len(durations) > _MAX_DURATIONS:
+        raise ValueError(f"there are {len(durations)} entries; {_MAX_DURATIONS} are read")
+    return durations
 
 
 class JobState(StrEnum):
@@ -28,6 +38,19 @@ class WireModel(BaseModel):
     """A frozen record that keeps the fields it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, data: Any) -> Any:
+        """Read null as "not stated" where the default is another value: some services state every field."""
+        if not isinstance(data, dict):
+            return data
+        fields = cls.model_fields
+        return {
+            name: value
+            for name, value in data.items()
+            if value is not None or name not in fields or fields[name].is_required() or fields[name].default is None
+        }
 
 
 class InferenceRequest(WireModel):
@@ -70,7 +93,7 @@ class SubmitAnswer(_JobAnswer):
     status: JobState
     message: str | None = None
     seed: int | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: Warnings = ()
     status_url: str | None = None
     result_url: str | None = None
 
@@ -117,8 +140,8 @@ class JobStatus(_JobAnswer):
     width: int | None = None
     height: int | None = None
     determinism: str | None = None
-    seconds: dict[str, float] = {}
-    warnings: tuple[str, ...] = ()
+    seconds: Annotated[dict[str, float], BeforeValidator(_few)] = {}
+    warnings: Warnings = ()
     callback: CallbackReport | None = None
 
     @property
@@ -130,7 +153,7 @@ class JobStatus(_JobAnswer):
 class JobPage(WireModel):
     """One page of the job list; `next_cursor` is None on the last page and on services without pages."""
 
-    inference_jobs: tuple[JobStatus, ...] = ()
+    inference_jobs: Annotated[tuple[JobStatus, ...], FailFast()] = ()
     next_cursor: int | str | None = None
 
 

@@ -30,8 +30,9 @@ async def features_of(session: Session) -> Features:
         info = await session.ask(session.client.root)
     except ServiceError:
         return Features(cancel=False, redeliver=False)
-    routes = (info.model_extra or {}).get("endpoints", {})
-    offered = [str(route) for route in (routes.values() if isinstance(routes, Mapping) else routes)]
+    routes = (info.model_extra or {}).get("endpoints")
+    stated = routes.values() if isinstance(routes, Mapping) else routes if isinstance(routes, list) else ()
+    offered = [str(route) for route in stated]
     return Features(
         cancel=any(route.startswith("DELETE /inference/") for route in offered),
         redeliver=any(route.startswith("POST /inference/") and route.endswith("/redeliver") for route in offered),

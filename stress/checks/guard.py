@@ -37,7 +37,7 @@ async def guarded(
         session.progress.check_ended(report)
         raise
     except Exception as error:  # noqa: BLE001 - whatever it is, the report names it
-        report = watch.report(name, title, watch.runs, findings=[_finding(name, _first_cause(error))])
+        report = _with_finding(_so_far(watch, name, title), _finding(name, _first_cause(error)))
     session.progress.check_ended(report)
     return report
 
@@ -47,11 +47,25 @@ def _unless_found(report: CheckReport) -> CheckReport:
 
 
 def _interrupted(watch: Watch, name: str, title: str) -> CheckReport:
-    report = watch.partial() if watch.partial is not None else watch.report(name, title, watch.runs)
+    report = _so_far(watch, name, title)
     accepted = int(report.figures.get("jobs_accepted", 0))
     ended = sum(job.final_s is not None for job in report.jobs)
     note = f"Interrupted: {accepted} submitted, {report.figures.get('jobs_final', ended):.0f} finished."
     return _unless_found(report.model_copy(update={"note": note}))
+
+
+def _so_far(watch: Watch, name: str, title: str) -> CheckReport:
+    """Return what a check that did not come to its end has found: a soak has let go of most of its jobs by then."""
+    if watch.partial is not None:
+        try:
+            return watch.partial()
+        except Exception:
+            logger.exception("what the check %s had found until then cannot be summed up", name)
+    return watch.report(name, title, watch.runs)
+
+
+def _with_finding(report: CheckReport, finding: Finding) -> CheckReport:
+    return report.model_copy(update={"verdict": Verdict.FAILED, "findings": (finding, *report.findings)})
 
 
 def _finding(name: str, error: Exception) -> Finding:

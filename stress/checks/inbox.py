@@ -10,7 +10,7 @@ from typing import Protocol, Self, runtime_checkable
 import httpx
 from pydantic import ValidationError
 
-from stress.bounded import AnswerTooLong, read_bounded
+from stress.bounded import ACCEPT_ENCODING, AnswerTooLong, read_bounded
 from stress.callback_server import CallbackServer
 from stress.checks.session import Inbox
 from stress.errors import CallbackWaitTimeoutError, KitError
@@ -22,8 +22,10 @@ REMOTE_WHOLE_S = 30.0
 """For a whole answer: a list of thousands of callbacks, or a picture."""
 MAX_REMOTE_BYTES = 64 * 1024 * 1024
 """Above the longest list of this kit's receiver, and above any picture that it takes."""
-REMOTE_ATTEMPTS = 3
-"""One lost connection to the receiver must not end a check of hundreds of jobs."""
+REMOTE_PATIENCE_S = 20.0
+"""For how long a receiver that has answered before is asked again: its restart must not end a soak of a night."""
+STRANGER_PATIENCE_S = 0.5
+"""The same for one that has never answered: most likely there is none."""
 FIRST_INTERVAL_S = 0.2
 LONGEST_INTERVAL_S = 2.0
 
@@ -108,7 +110,8 @@ class RemoteInbox:
 
     def __init__(self, base_url: str, *, control_token: str | None = None) -> None:
         self._base_url = base_url.rstrip("/")
-        self._client = httpx.AsyncClient(base_url=self._base_url, timeout=REMOTE_TIMEOUT_S)
+        self._client = httpx.AsyncClient(base_url=self._base_url, timeout=REMOTE_TIMEOUT_S, headers=ACCEPT_ENCODING)
+        self._has_answered = False
         self._credentials = {"Authorization": f"Bearer {control_token}"} if control_token else {}
 
     async def __aenter__(self) -> Self:
@@ -182,9 +185,10 @@ class RemoteInbox:
         json: object | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> _Answer:
-        attempts = REMOTE_ATTEMPTS if method == "GET" else 1
+        patience_s = REMOTE_PATIENCE_S if self._has_answered else STRANGER_PATIENCE_S
+        give_up_at = time.monotonic() + (patience_s if method == "GET" else 0.0)
+        interval_s = FIRST_INTERVAL_S
         while True:
-            attempts -= 1
             try:
                 # httpx bounds each read; a body that drips would never end.
                 async with (
@@ -192,11 +196,14 @@ class RemoteInbox:
                     self._client.stream(method, path, params=params, json=json, headers=headers) as response,
                 ):
                     content = await read_bounded(response, MAX_REMOTE_BYTES)
-                    return _Answer(str(response.url), response.status_code, content)
+                    if response.status_code < 500 or time.monotonic() >= give_up_at:
+                        self._has_answered = True
+                        return _Answer(str(response.url), response.status_code, content)
             except AnswerTooLong as error:
                 raise InboxUnreachableError(f"{self._base_url}{path}", str(error)) from error
             except (httpx.HTTPError, TimeoutError) as error:
-                if not attempts:
+                if time.monotonic() >= give_up_at:
                     reason = f"{type(error).__name__}: {error}"
                     raise InboxUnreachableError(f"{self._base_url}{path}", reason) from error
-            await asyncio.sleep(FIRST_INTERVAL_S)
+            await asyncio.sleep(interval_s)
+            interval_s = min(interval_s * 1.5, LONGEST_INTERVAL_S)

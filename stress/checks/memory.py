@@ -8,7 +8,7 @@ import httpx
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 
-from stress.bounded import AnswerTooLong, read_bounded
+from stress.bounded import ACCEPT_ENCODING, AnswerTooLong, read_bounded
 from stress.client import AsyncDarkroomClient
 from stress.errors import ServiceError
 
@@ -44,7 +44,10 @@ class HealthMemory:
         except ServiceError:
             return None
         values = [stated[name] for name in HEALTH_FIELDS if isinstance(stated.get(name), (int, float))]
-        return float(values[0]) if values else None
+        try:
+            return float(values[0]) if values else None
+        except OverflowError:
+            return None  # An integer of hundreds of digits.
 
 
 class ProcessMemory:
@@ -77,7 +80,7 @@ class MetricsMemory:
         try:
             async with (
                 asyncio.timeout(METRICS_TIMEOUT_S),
-                httpx.AsyncClient(timeout=METRICS_TIMEOUT_S) as client,
+                httpx.AsyncClient(timeout=METRICS_TIMEOUT_S, headers=ACCEPT_ENCODING) as client,
                 client.stream("GET", self._url) as response,
             ):
                 page = await read_bounded(response.raise_for_status(), MAX_METRICS_BYTES)

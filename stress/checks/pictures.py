@@ -13,7 +13,7 @@ from stress.checks.outcome import Fault, PictureFacts
 from stress.image_validator import DEFAULT_SIDE, ImageValidator, ValidationResult
 from stress.picture_faults import find_faults
 from stress.picture_files import find_end_faults
-from stress.pixels import decode_bytes, is_decodable
+from stress.pixels import READ_FORMATS, decode_bytes, is_decodable
 
 THUMBNAIL_SIDE = 160
 _THUMBNAIL_QUALITY = 70
@@ -60,7 +60,7 @@ def thumbnail(data: bytes) -> str | None:
     """Return the picture as a JPEG of at most 160 pixels a side, as a `data:` address; None if it cannot be read."""
     small = io.BytesIO()
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=READ_FORMATS) as image:
             if not is_decodable(image.size):
                 return None
             image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))

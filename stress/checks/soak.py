@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ SHOWN_JOBS = 100
 SHOWN_TROUBLED_JOBS = 1000
 """Jobs with findings that are in the report and whose pictures are kept; their findings are of all."""
 _MIB = 1024 * 1024
+
+logger = logging.getLogger(__name__)
 
 
 async def check_soak(
@@ -136,7 +139,11 @@ class _Soak:
     async def sample(self, memory: MemorySource, interval_s: float) -> None:
         """Read memory and open jobs until cancelled."""
         while True:
-            taken = await memory.read_bytes()
+            try:
+                taken = await memory.read_bytes()
+            except Exception:
+                logger.warning("memory could not be read", exc_info=True)
+                taken = None
             if taken is not None:
                 self.curves["memory_mib"].append((self.watch.now_s(), taken / _MIB))
             self.curves["in_flight"].append((self.watch.now_s(), float(self.in_flight)))

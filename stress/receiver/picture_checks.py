@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,6 +63,9 @@ class PictureChecks:
         self._wanted: OrderedDict[str, None] = OrderedDict()
         self._working: asyncio.Task[None] | None = None
         self._last_number = 0
+        self._under_way: dict[str, asyncio.Task[_Judged]] = {}
+        # A thread of our own: whoever stops the receiver does not wait for it.
+        self._judging = ThreadPoolExecutor(1, thread_name_prefix="picture-check")
 
     @property
     def last_number(self) -> int:
@@ -102,7 +106,17 @@ class PictureChecks:
                 await self._judge(sha256)
 
     async def _judge(self, sha256: str) -> _Judged:
-        judged = await asyncio.to_thread(self._read_and_judge, sha256)
+        """Judge a picture once for all who ask meanwhile: decoded it may take hundreds of megabytes."""
+        task = self._under_way.get(sha256)
+        if task is None or task.done():
+            task = self._under_way[sha256] = asyncio.create_task(self._judge_alone(sha256))
+        return await asyncio.shield(task)
+
+    async def _judge_alone(self, sha256: str) -> _Judged:
+        try:
+            judged = await asyncio.get_running_loop().run_in_executor(self._judging, self._read_and_judge, sha256)
+        finally:
+            self._under_way.pop(sha256, None)
         if judged.check.reason == _GONE:
             return judged
         self._last_number += 1

@@ -132,6 +132,17 @@ async def test_a_receiver_that_is_gone_is_said_to_be(receiver: CallbackServer, r
         await remote.entries()
 
 
+async def test_a_restart_of_the_receiver_is_waited_for(receiver: CallbackServer, remote: RemoteInbox) -> None:
+    await send(receiver, "a")
+    assert len(await remote.entries()) == 1
+    receiver.stop()
+    reading = asyncio.create_task(remote.entries())
+    await asyncio.sleep(2 * inbox_module.STRANGER_PATIENCE_S)
+    assert not reading.done()
+    receiver.start()
+    assert len(await reading) == 1
+
+
 async def test_something_that_is_no_receiver_is_said_to_be_none() -> None:
     app = FastAPI()
     app.get("/callbacks")(lambda: {"something": "else"})

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from faulty_work import draw, encode
 from flaws import Submission
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from stress.checks.outcome import Fault
 from stress.checks.pictures import judge_picture, keep_picture, thumbnail
@@ -51,6 +51,19 @@ def test_another_size_is_invalid_and_both_are_named() -> None:
     judgement = judge_picture(WHOLE, 256, 256)
     assert judgement.fault is Fault.INVALID_PICTURE
     assert judgement.reason == "Dimension mismatch: expected 256x256, got 256x192"
+
+
+def test_a_strangers_postscript_is_not_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ghostscript(*_: object, **__: object) -> None:
+        pytest.fail("Ghostscript was asked")
+
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", ghostscript)
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 256 192\n%%EndComments\nshowpage\n%%EOF\n" + bytes(2000)
+    with Image.open(io.BytesIO(eps)) as image:
+        assert image.format == "EPS"
+    judgement = judge_picture(eps, 256, 192)
+    assert judgement.fault is not None
+    assert judgement.facts.thumbnail is None
 
 
 def test_a_picture_that_is_no_png_is_invalid() -> None:

@@ -116,6 +116,37 @@ async def test_a_soak_of_a_slow_device_gives_its_callbacks_the_time_of_their_job
     assert expiry > datetime.now(UTC) + timedelta(seconds=3000)
 
 
+async def test_a_soak_that_breaks_at_its_end_tells_what_it_had_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("the receiver has gone")
+
+    monkeypatch.setattr(soak, "surplus", broken)
+    async with session_with(FaultyService(Flaw.BLACK_TAIL), tmp_path) as session:
+        report = await check_soak(session, rate_per_s=4, duration_s=1, latency_allowance=GENEROUS)
+
+    assert faults(report) == {Fault.KIT, Fault.PARTIAL_PICTURE}
+    assert len(report.jobs) == report.figures["jobs"] == 4
+
+
+class BrokenMemory:
+    """Cannot be read."""
+
+    async def read_bytes(self) -> float | None:
+        """Raise what nobody has thought of."""
+        raise LookupError("no such thing")
+
+
+async def test_memory_that_cannot_be_read_costs_its_curve_alone(tmp_path: Path) -> None:
+    async with session_with(LeakyService(), tmp_path) as session:
+        report = await check_soak(
+            session, rate_per_s=4, duration_s=0.5, memory=BrokenMemory(), latency_allowance=GENEROUS
+        )
+    assert report.verdict is Verdict.PASSED
+    assert "memory_mib" not in report.series
+
+
 async def test_a_rate_of_nothing_is_refused(tmp_path: Path) -> None:
     async with session_with(FaultyService(), tmp_path) as session:
         with pytest.raises(ValueError, match="above 0"):
