@@ -17,8 +17,8 @@ class AnswerTooLong(Exception):
 async def read_bounded(response: httpx.Response, max_bytes: int) -> bytes:
     """Return the decoded body of a streamed answer; its time is for the caller to bound.
 
-    Encodings that were not asked for are refused, and so are several: one deflation makes 64 MiB of a chunk at most, two
-    of them or another kind gigabytes.
+    Encodings that were not asked for are refused, and so are several: one deflation makes 64 MiB of a chunk at most,
+    two of them or another kind gigabytes.
 
     Raises:
         AnswerTooLong: it is longer than `max_bytes`.
