@@ -145,11 +145,13 @@ class ArtifactStore:
     def _publish_object(self, key: str, data: bytes, ref: ArtifactRef) -> None:
         # A put is atomic in object stores, and the key belongs to this attempt alone: no temporary name is needed.
         with self._object(key) as (fs, path):
-            fs.pipe_file(path, data)
             try:
+                fs.pipe_file(path, data)
                 _compare(bytes(fs.cat_file(path)), data, ref)
-            except ArtifactUnwritable:
-                fs.rm_file(path)
+            except Exception:
+                # Also when only the answer to the put was lost. What cannot be removed now goes with its job.
+                with contextlib.suppress(Exception):
+                    fs.rm_file(path)
                 raise
 
 

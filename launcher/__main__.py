@@ -35,6 +35,9 @@ def serve(config: Config = _CONFIG, home: Home = _HOME) -> None:
         try:
             raise typer.Exit(darkroom.wait())
         except KeyboardInterrupt:
+            # A second one must not leave Ray's processes behind: what follows is bounded.
+            for number in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(number, signal.SIG_IGN)
             Console(stderr=True).print("Stopping Darkroom; open jobs stay in the store and go on at the next start.")
 
 

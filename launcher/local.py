@@ -44,7 +44,8 @@ class Address:
     @property
     def url(self) -> str:
         """The base URL for clients on this machine."""
-        return f"http://{self.reachable_host}:{self.port}"
+        host = self.reachable_host
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
 
 def interrupt(process: subprocess.Popen[bytes], timeout_s: float) -> None:
@@ -119,9 +120,12 @@ class LocalDarkroom:
         note = self._home / "instance"
         if note.exists() and any(processes_of(note.read_text().strip())):
             raise LaunchError("Darkroom runs already from this folder. `make stop` ends it.")
-        with socket.socket() as probe:
-            if probe.connect_ex((self.address.reachable_host, self.address.port)) == 0:
-                raise LaunchError(f"Something listens on port {self.address.port} already. Set MINER_SERVER_PORT.")
+        address = self.address
+        try:
+            socket.create_connection((address.reachable_host, address.port), timeout=1.0).close()
+        except OSError:
+            return
+        raise LaunchError(f"Something listens on port {address.port} already. Set MINER_SERVER_PORT.")
 
     def _environment(self) -> dict[str, str]:
         ours = {

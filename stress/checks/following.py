@@ -23,6 +23,8 @@ LONG_POLL_S = 25
 GRACE_S = 10.0
 """For what should have been there already: how long to look whether it is late or never comes."""
 _GRACE_INTERVAL_S = 0.2
+LATE_ANSWER_S = 2.0
+"""A poll is held until the job's time is over at the longest; its answer may be so long on its way."""
 _ECHOED = ("prompt", "seed", "width", "height", "num_inference_steps")
 _TROUBLE = (ServiceUnreachableError, ServiceBusyError, ServiceFailedError)
 
@@ -56,6 +58,10 @@ class Follower:
                 return None
             else:
                 if status.is_final:
+                    late_s = time.monotonic() - deadline
+                    if late_s > LATE_ANSWER_S:
+                        sentence = f"The poll that showed the final status was answered {late_s:.1f} s after the job's "
+                        run.found(Fault.LATE_JOB, f"{sentence}{budget_s:.0f} s were over.")
                     return status
             # A held poll has used up its interval already.
             now = time.monotonic()

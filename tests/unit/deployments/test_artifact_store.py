@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from deployments import artifacts
 from deployments.artifacts import ArtifactStore
@@ -145,6 +146,19 @@ def test_a_writer_that_dies_before_the_rename_shows_nothing(
     with pytest.raises(ArtifactMissing):
         store.read(replace(ref, key=KEY))
     assert store.publish(KEY, PNG, 80, 64).sha256 == ref.sha256
+
+
+def test_a_picture_in_an_object_store_that_cannot_be_read_back_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(*_: object, **__: object) -> bytes:
+        raise TimeoutError("the store does not answer")
+
+    store = ArtifactStore(f"memory://{tmp_path}")
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", silent)
+    with pytest.raises(ArtifactUnwritable):
+        store.publish(KEY, PNG, 80, 64)
+    assert MemoryFileSystem().find(str(tmp_path)) == []
 
 
 def test_a_writer_that_dies_while_it_replaces_leaves_the_old_picture_whole(
