@@ -142,6 +142,7 @@ class _Soak:
             try:
                 taken = await memory.read_bytes()
             except Exception:
+                # A curve with a gap is better than a night without its report.
                 logger.warning("memory could not be read", exc_info=True)
                 taken = None
             if taken is not None:
