@@ -159,7 +159,7 @@ async def test_nobody_listening_is_a_failure_without_a_status(desk: Desk) -> Non
 
 async def test_a_receiver_slower_than_the_timeout_is_a_failure(start: StartDesk, receiver: CallbackServer) -> None:
     receiver.misbehave(delay_s=BOUND_S)
-    desk = await start(callback_timeout_s=0.3)
+    desk = await start(callback_timeout_s=2.0)
     await completed(desk, receiver.callback_url)
 
     delivery = await desk.settled_delivery()
@@ -279,7 +279,7 @@ async def test_a_picture_store_that_hangs_is_an_error_within_the_timeout(
     start: StartDesk, receiver: CallbackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     over = threading.Event()
-    desk = await start(callback_timeout_s=0.3)
+    desk = await start(callback_timeout_s=1.0)
     monkeypatch.setattr(desk.pictures, "read", lambda _: over.wait(BOUND_S))
     try:
         await completed(desk, receiver.callback_url)

@@ -53,7 +53,7 @@ async def test_one_receiver_has_only_its_share_of_the_slots(start: StartDesk, re
 async def test_an_expiry_that_comes_while_an_attempt_waits_for_its_turn_expires_it(
     start: StartDesk, receiver: CallbackServer
 ) -> None:
-    desk = await start(callback_slots_per_receiver=1, callback_timeout_s=1.0)
+    desk = await start(callback_slots_per_receiver=1, callback_timeout_s=2.0)
     receiver.misbehave(delay_s=BOUND_S)
     expiry = desk.clock.now() + 10
     first = new_job("first", callback_url=receiver.callback_url)
@@ -74,7 +74,7 @@ async def test_an_expiry_that_comes_while_an_attempt_waits_for_its_turn_expires_
 async def test_a_first_attempt_whose_turn_does_not_come_is_settled_within_the_timeout(
     start: StartDesk, receiver: CallbackServer
 ) -> None:
-    desk = await start(callback_slots_per_receiver=1, callback_timeout_s=0.5)
+    desk = await start(callback_slots_per_receiver=1, callback_timeout_s=2.0)
     receiver.misbehave(delay_s=BOUND_S)
     await desk.do_all(*(Submit(new_job(f"job-{n}", callback_url=receiver.callback_url)) for n in range(3)))
     for claim in await desk.claim(3):
