@@ -95,6 +95,6 @@ async def burst(session: Session, calls: Sequence[Call], at_once: int) -> Burst:
         async with asyncio.TaskGroup() as callers:
             for _ in range(at_once):
                 callers.create_task(caller())
-    except* BenchError as failed:
+    except ExceptionGroup as failed:  # Not `except*`: before Python 3.11.4 what it raises is a group again.
         raise failed.exceptions[0] from None
     return Burst(tuple(reply for reply in replies if reply is not None))

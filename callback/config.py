@@ -10,12 +10,14 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from callback.errors import StoreUnusable
-from callback.records import set_state
+from callback.records import across_releases
 
 TRACKER_NAME = "darkroom-tracker"
 TRACKER_NAMESPACE = "darkroom"
 
 
+# Ray starts a tracker that died again with what it was given, whatever code there is by then.
+@across_releases
 @dataclass(frozen=True, slots=True)
 class TrackerConfig:
     """Limits and policies of the job memory; the service's settings fill it in."""
@@ -40,8 +42,6 @@ class TrackerConfig:
     tick_s: float = 0.25
     log_level: str = "INFO"
     pixel_steps_per_minute_per_client: int | None = None
-    # Ray starts a tracker that died again with what it was given, whatever code there is by then.
-    __setstate__ = set_state
 
     @property
     def store_is_local(self) -> bool:

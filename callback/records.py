@@ -6,9 +6,11 @@ Moments are seconds since the Unix epoch.
 
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 from callback.states import FINAL, DeliveryState, JobState
+
+T = TypeVar("T")
 
 PROTOCOL_VERSION = 1
 """Raised when a record below changes so that an older ingress and a newer tracker would misunderstand each other."""
@@ -50,16 +52,23 @@ class PictureStore(Protocol):
         ...
 
 
-def set_state(self: Any, state: Sequence[object]) -> None:
-    """Unpickle a dataclass of this code or an earlier one: fields that are new since then, at the end, get defaults.
+def across_releases(record: type[T]) -> type[T]:
+    """Make pickles of an earlier release readable: fields that are new since then, at the end, get their defaults.
 
-    During an upgrade replicas of both talk to one tracker. (As `__setstate__`, in the body of the class.)
+    During an upgrade replicas of both talk to one tracker. A decorator above `@dataclass`: before Python 3.11.4 that
+    replaces a `__setstate__` of the class's body (python/cpython#104035).
     """
-    for index, one in enumerate(fields(self)):
-        default = one.default_factory() if one.default_factory is not MISSING else one.default
-        object.__setattr__(self, one.name, state[index] if index < len(state) else default)
+
+    def set_state(self: object, state: Sequence[object]) -> None:
+        for index, one in enumerate(fields(record)):  # type: ignore[arg-type]
+            default = one.default_factory() if one.default_factory is not MISSING else one.default
+            object.__setattr__(self, one.name, state[index] if index < len(state) else default)
+
+    record.__setstate__ = set_state  # type: ignore[attr-defined]
+    return record
 
 
+@across_releases
 @dataclass(frozen=True, slots=True)
 class Callback:
     """Where the client wants the result sent. `signing_secret` is for an HMAC signature beside the service's own."""
@@ -68,9 +77,9 @@ class Callback:
     secret: str | None = field(repr=False)
     image_url: str
     signing_secret: str | None = field(default=None, repr=False)
-    __setstate__ = set_state
 
 
+@across_releases
 @dataclass(frozen=True, slots=True)
 class NewJob:
     """A validated submission. `key` is ours and unique; `job_id` is the client's, unique per owner among the current.
@@ -90,7 +99,6 @@ class NewJob:
     expiry: float | None = None
     idempotency_key: str | None = None
     pixel_steps: int = 0
-    __setstate__ = set_state
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +292,7 @@ class Claim:
     artifact_key: str
 
 
+@across_releases
 @dataclass(frozen=True, slots=True)
 class Rejected:
     """The answer to a command that was refused (`retryable` false) or could not be committed (`retryable` true)."""
@@ -292,7 +301,6 @@ class Rejected:
     message: str
     retryable: bool
     retry_after_s: float | None = None
-    __setstate__ = set_state
 
 
 Answer = JobView | tuple[Claim, ...] | tuple[str, ...] | bool | Rejected
@@ -323,6 +331,7 @@ class JobPage:
     next_cursor: int | None
 
 
+@across_releases
 @dataclass(frozen=True, slots=True)
 class TrackerHealth:
     """What the tracker knows of itself. `degraded` holds sentences; `accepting` is false when submits would fail."""
@@ -336,7 +345,6 @@ class TrackerHealth:
     pending_deliveries: int = 0
     public_key: str | None = None
     """What callbacks are signed with (`whpk_...`)."""
-    __setstate__ = set_state
 
 
 @dataclass(frozen=True, slots=True)
