@@ -85,18 +85,21 @@ class DiffusersRenderer:
 
     def render(self, job: RenderJob) -> DevicePicture:
         """See `Renderer`."""
-        request = job.request
         try:
-            with self._on_stream():
-                if request.adapter is not None:
-                    job.enter("loading")
-                with self._adapters.active(request.adapter):
-                    image = self._denoise(job)
-                return start_copy(image, request.width, request.height, self._settings.png_compress_level)
+            try:
+                return self._picture(job)
+            except Exception as error:
+                if not (is_out_of_memory(error) and self._adapters.holds_more_than(job.request.adapter)):
+                    raise
+                self._make_room(error)
+            job.start_over()
+            return self._picture(job)
         except Exception as error:
             if is_out_of_memory(error):
+                request = job.request
+                model = "this model" if request.adapter is None else "this model and this adapter"
                 raise DeviceOutOfMemory(
-                    f"The device has too little memory for {request.width}x{request.height} pixels with this model; "
+                    f"The device has too little memory for {request.width}x{request.height} pixels with {model}; "
                     "ask for a smaller picture."
                 ) from error
             raise
@@ -121,6 +124,13 @@ class DiffusersRenderer:
         if proof != self._proof:
             raise EngineUnhealthy("The device renders other pictures since an error.")
 
+    def _make_room(self, error: Exception) -> None:
+        """Take the adapters from the device: whether a picture fits must not depend on what others asked for."""
+        _log.warning("the device's memory ran out: rendering once more, without the adapters of other jobs")
+        self._adapters.clear()
+        free_memory(error)
+        self._dtypes.restore()
+
     def _load_pipeline(self) -> Pipeline:
         settings = self._settings
         dtype = select_dtype(settings.dtype, self._device, self._family.gpu_dtype)
@@ -138,6 +148,15 @@ class DiffusersRenderer:
             torch.cuda.synchronize(self._device)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def _picture(self, job: RenderJob) -> DevicePicture:
+        request = job.request
+        with self._on_stream():
+            if request.adapter is not None:
+                job.enter("loading")
+            with self._adapters.active(request.adapter):
+                image = self._denoise(job)
+            return start_copy(image, request.width, request.height, self._settings.png_compress_level)
 
     def _denoise(self, job: RenderJob) -> torch.Tensor:
         """Return the picture as float in 0...1 on the device, shape (3, height, width) in multiples of the factor."""

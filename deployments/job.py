@@ -73,6 +73,11 @@ class RenderJob:
         self._stage = stage
         self._report()
 
+    def start_over(self) -> None:
+        """Say that the device begins once more; the clock of the job's timeout goes on."""
+        self._step = 0
+        self.warnings.clear()
+
     def rest(self) -> None:
         """Say that the device was told all that it is to do, and that the picture waits for its turn to be stored."""
         # The seconds until the picture is in host memory still count for the stage before.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from deployments.adapters import AdapterCatalogue, AdapterFile
+from deployments.adapters import SUFFIX, AdapterCatalogue, AdapterFile
 from deployments.errors import AdapterUnusable
 from deployments.pipelines.base import Pipeline
 from deployments.torch_device import is_device_lost, is_out_of_memory
@@ -42,6 +42,10 @@ class AdapterResidency:
     def names(self) -> tuple[str, ...]:
         """Names of the adapters on the device, the next to leave first."""
         return tuple(self._residents)
+
+    def holds_more_than(self, name: str | None) -> bool:
+        """Return whether adapters are on the device that a job with the adapter `name` does not need."""
+        return any(resident != (name or "").removesuffix(SUFFIX) for resident in self._residents)
 
     @contextlib.contextmanager
     def active(self, name: str | None) -> Iterator[None]:

@@ -92,3 +92,10 @@ def sd(models: Path, adapter_folder: Path, sd_store: ArtifactStore) -> Iterator[
     engine.start()
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def own(start: Callable[[ModelSettings], Engine], models: Path, adapter_folder: Path) -> Engine:
+    """An engine of this test's own, which it may break."""
+    adapters = AdapterSettings(folder=str(adapter_folder))
+    return start(ModelSettings(source=str(models / "sd"), threads=1, adapters=adapters))

@@ -4,6 +4,7 @@ import queue
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from deployments.diffusers_renderer import DiffusersRenderer
 from deployments.engine import Engine, RenderHandle
 from deployments.errors import EngineUnhealthy
 from deployments.render import RenderEvent, RenderFailed, RenderFinished, RenderProgress, RenderRequest
@@ -75,3 +76,9 @@ def submit(engine: Engine, *, bounded: bool = True, **changes: object) -> Job:
 
 def render(engine: Engine, **changes: object) -> RenderFinished:
     return submit(engine, **changes).finished()
+
+
+def renderer_of(engine: Engine) -> DiffusersRenderer:
+    renderer = engine._renderer
+    assert isinstance(renderer, DiffusersRenderer)
+    return renderer

@@ -13,16 +13,15 @@ import torch
 from diffusers import StableDiffusionPipeline
 from numpy.typing import NDArray
 from PIL import Image
-from rendering_kit import Job, make_request, render, submit
+from rendering_kit import Job, make_request, render, renderer_of, submit
 from safetensors.torch import load_file, save_file
-from tiny_pipelines import save_stable_diffusion, save_unet_adapter
+from tiny_pipelines import save_stable_diffusion
 
 from deployments.artifacts import ArtifactStore
 from deployments.device_picture import start_copy
-from deployments.diffusers_renderer import DiffusersRenderer
 from deployments.engine import Engine
-from deployments.errors import EngineUnhealthy, ModelUnusable, RenderBroken
-from deployments.models import AdapterSettings, ModelSettings
+from deployments.errors import ModelUnusable, RenderBroken
+from deployments.models import ModelSettings
 from deployments.render import RenderProgress, RenderRequest
 from deployments.torch_device import lay_out
 
@@ -191,176 +190,6 @@ def test_a_prompt_that_is_cut_is_rendered_with_a_warning_that_names_what_is_lost
 @pytest.mark.parametrize("seed", [0, 2**63 - 1])
 def test_every_allowed_seed_renders(sd: Engine, seed: int) -> None:
     assert render(sd, seed=seed).seed == seed
-
-
-def test_an_adapter_counts_for_its_job_alone_and_the_least_used_one_leaves(sd: Engine) -> None:
-    base = render(sd).artifact.sha256
-    hashes = {name: render(sd, adapter=name).artifact.sha256 for name in ("style", "other", "words")}
-    assert len({base, *hashes.values()}) == 4
-    assert len(renderer_of(sd)._adapters.names) == 2
-    assert renderer_of(sd)._adapters.names == ("other", "words")
-    assert render(sd, adapter="style").artifact.sha256 == hashes["style"]
-    assert renderer_of(sd)._adapters.names == ("words", "style")
-    assert render(sd).artifact.sha256 == base
-
-
-def test_a_replaced_adapter_file_is_loaded_again(sd: Engine, adapter_folder: Path) -> None:
-    file = adapter_folder / "changing.safetensors"
-    save_unet_adapter(file, seed=3)
-    before = render(sd, adapter="changing").artifact.sha256
-    save_unet_adapter(adapter_folder / "new", seed=4)
-    (adapter_folder / "new").replace(file)
-    assert render(sd, adapter="changing").artifact.sha256 != before
-    file.unlink()
-    assert submit(sd, adapter="changing").failed().error_code == "unknown_adapter"
-
-
-def break_adapter(adapter_folder: Path, how: str) -> None:
-    tensors = load_file(adapter_folder / "style.safetensors")
-    first = next(iter(tensors))
-    if how == "layers of another model":
-        tensors = {key.replace("down_blocks.1", "down_blocks.7"): tensor for key, tensor in tensors.items()}
-    elif how == "wrong width":
-        tensors = {k: torch.zeros(99, t.shape[1]) if "lora_B" in k else t for k, t in tensors.items()}
-    elif how == "not finite":
-        tensors[first] = torch.full_like(tensors[first], torch.nan)
-    save_file(tensors, adapter_folder / "broken.safetensors")
-    if how == "not safetensors":
-        (adapter_folder / "broken.safetensors").write_bytes(b"\x80\x04 a pickle")
-
-
-@pytest.mark.parametrize("how", ["layers of another model", "wrong width", "not finite", "not safetensors"])
-def test_a_broken_adapter_fails_its_own_job_with_a_sentence(sd: Engine, adapter_folder: Path, how: str) -> None:
-    before = render(sd).artifact.sha256, render(sd, adapter="style").artifact.sha256
-    break_adapter(adapter_folder, how)
-    failed = submit(sd, adapter="broken").failed()
-    assert failed.error_code == "adapter_unusable"
-    assert failed.error.startswith("The adapter 'broken' ")
-    (adapter_folder / "broken.safetensors").unlink()
-    assert (render(sd).artifact.sha256, render(sd, adapter="style").artifact.sha256) == before
-    sd.check_health()
-
-
-def renderer_of(engine: Engine) -> DiffusersRenderer:
-    renderer = engine._renderer
-    assert isinstance(renderer, DiffusersRenderer)
-    return renderer
-
-
-@pytest.fixture
-def own(start: Callable[[ModelSettings], Engine], models: Path, adapter_folder: Path) -> Engine:
-    """An engine of this test's own, which it may break."""
-    adapters = AdapterSettings(folder=str(adapter_folder))
-    return start(ModelSettings(source=str(models / "sd"), threads=1, adapters=adapters))
-
-
-def fail_once(monkeypatch: pytest.MonkeyPatch, engine: Engine, error: Exception) -> None:
-    unet = renderer_of(engine)._pipeline.unet
-    forward = unet.forward
-
-    def failing(*args: object, **kwargs: object) -> object:
-        monkeypatch.setattr(unet, "forward", forward)
-        raise error
-
-    monkeypatch.setattr(unet, "forward", failing)
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
-        MemoryError(),
-    ],
-)
-def test_out_of_memory_fails_the_job_and_the_engine_proves_itself_before_the_next(
-    own: Engine, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    before = render(own).artifact.sha256, render(own, adapter="style").artifact.sha256
-    fail_once(monkeypatch, own, error)
-    failed = submit(own, adapter="style").failed()
-    assert failed.error_code == "out_of_memory"
-    assert "64x64 pixels" in failed.error
-    assert renderer_of(own)._adapters.names == ()
-    assert (render(own).artifact.sha256, render(own, adapter="style").artifact.sha256) == before
-
-
-def test_a_decoder_that_was_left_in_another_dtype_is_put_back(
-    start: Callable[[ModelSettings], Engine], models: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # diffusers casts the decoder to float32 for each picture, and back when nothing was raised.
-    engine = start(ModelSettings(source=str(models / "sdxl"), dtype="float16", threads=1))
-    before = render(engine).artifact.sha256
-    vae = renderer_of(engine)._pipeline.vae
-    decode = vae.decode
-
-    def failing(*_: object, **__: object) -> None:
-        assert vae.dtype == torch.float32
-        monkeypatch.setattr(vae, "decode", decode)
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-
-    monkeypatch.setattr(vae, "decode", failing)
-    assert submit(engine).failed().error_code == "out_of_memory"
-    assert vae.dtype == torch.float16
-    assert render(engine).artifact.sha256 == before
-
-
-def test_an_adapter_in_use_does_not_hang_on_its_file(
-    start: Callable[[ModelSettings], Engine],
-    models: Path,
-    adapter_folder: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    path = tmp_path / "style.safetensors"
-    shutil.copy(adapter_folder / path.name, path)
-    engine = start(
-        ModelSettings(source=str(models / "sd"), threads=1, adapters=AdapterSettings(folder=str(path.parent)))
-    )
-    before = render(engine, adapter="style").artifact.sha256
-    # A job that is under way has looked at the file already.
-    catalogue = renderer_of(engine)._adapters._catalogue
-    looked_at = catalogue.resolve("style")
-    monkeypatch.setattr(type(catalogue), "resolve", lambda *_: looked_at)
-    with path.open("r+b") as file:
-        file.write(bytes(path.stat().st_size))
-    assert render(engine, adapter="style").artifact.sha256 == before
-
-
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_a_device_that_is_lost_while_an_adapter_loads_is_no_fault_of_the_adapter(
-    own: Engine, monkeypatch: pytest.MonkeyPatch, *, wrapped: bool
-) -> None:
-    def failing(*_: object, **__: object) -> None:
-        try:
-            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-        except torch.AcceleratorError as error:
-            if wrapped:
-                raise RuntimeError("while loading") from error
-            raise
-
-    monkeypatch.setattr("deployments.residency.load_file", failing)
-    assert isinstance(submit(own, adapter="style").end(), EngineUnhealthy)
-    with pytest.raises(EngineUnhealthy, match="lost"):
-        own.check_health()
-
-
-def test_an_engine_that_renders_other_bits_after_an_error_is_given_up(
-    own: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fail_once(monkeypatch, own, torch.OutOfMemoryError("out of memory"))
-    with torch.no_grad():
-        renderer_of(own)._pipeline.vae.decoder.conv_out.bias.add_(1.0)
-    assert isinstance(submit(own).end(), EngineUnhealthy)
-    with pytest.raises(EngineUnhealthy, match="other pictures"):
-        own.check_health()
-
-
-def test_an_unexpected_error_fails_its_job_alone(own: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = render(own).artifact.sha256
-    fail_once(monkeypatch, own, ValueError("/secret"))
-    assert submit(own).failed().error == "The model failed on this request (ValueError); the service's log says why."
-    assert render(own).artifact.sha256 == before
 
 
 def test_numbers_that_are_not_finite_are_no_picture(own: Engine) -> None:
