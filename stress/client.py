@@ -134,6 +134,7 @@ class AsyncDarkroomClient:
         """
         seen: JobStatus | None = None
         trouble: Exception | None = None
+        known: set[JobState] = set()
         deadline = anyio.current_time() + timeout_s
         with anyio.move_on_after(timeout_s):
             while True:
@@ -151,9 +152,10 @@ class AsyncDarkroomClient:
                 else:
                     if status.is_final:
                         return status
-                    moved = seen is not None and status.status != seen.status
+                    moved = seen is not None and status.status not in known
+                    known.add(status.status)
                     seen, trouble = status, None
-                    if moved:
+                    if moved:  # Services that hold polls answer then; to a status that comes and goes they do not.
                         continue
                     # A held poll has used up its interval already.
                     pause_s -= anyio.current_time() - asked_at

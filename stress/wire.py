@@ -4,11 +4,20 @@ Unknown fields are kept on the models (`model_extra`), so that the kit reads ser
 Ranges are not checked here: the service decides, and a validator must be able to send what is wrong.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AllowInfNan,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    StringConstraints,
+    model_validator,
+)
 
 # Each wrong entry would become an error of its own, hundreds of times as large as itself.
 Warnings = Annotated[tuple[str, ...], FailFast()]
@@ -19,6 +28,14 @@ def _few(durations: Any) -> Any:
     if isinstance(durations, dict) and len(durations) > _MAX_DURATIONS:
         raise ValueError(f"there are {len(durations)} entries; {_MAX_DURATIONS} are read")
     return durations
+
+
+def _in_utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+"""A moment that a service states; without an offset it is taken for UTC, which services commonly mean by that."""
 
 
 class JobState(StrEnum):
@@ -104,14 +121,14 @@ class CallbackReport(WireModel):
     status: str
     status_code: int | None = None
     response_preview: str | None = None
-    attempted_at: datetime | None = None
+    attempted_at: Moment | None = None
     payload_status: str | None = None
     error: str | None = None
     reason: str | None = None
-    expiry: datetime | None = None
+    expiry: Moment | None = None
     webhook_id: str | None = None
     attempts: int | None = None
-    next_attempt_at: datetime | None = None
+    next_attempt_at: Moment | None = None
     final: bool | None = None
 
 
@@ -119,10 +136,10 @@ class JobStatus(_JobAnswer):
     """The record of a job as its status answer shows it."""
 
     status: JobState
-    queued_at: datetime | None = None
-    started_at: datetime | None = None
-    completed_at: datetime | None = None
-    failed_at: datetime | None = None
+    queued_at: Moment | None = None
+    started_at: Moment | None = None
+    completed_at: Moment | None = None
+    failed_at: Moment | None = None
     result_url: str | None = None
     image_url: str | None = None
     output_path: str | None = None
@@ -140,7 +157,7 @@ class JobStatus(_JobAnswer):
     width: int | None = None
     height: int | None = None
     determinism: str | None = None
-    seconds: Annotated[dict[str, float], BeforeValidator(_few)] = {}
+    seconds: Annotated[dict[str, Annotated[float, AllowInfNan(False)]], BeforeValidator(_few)] = {}
     warnings: Warnings = ()
     callback: CallbackReport | None = None
 

@@ -93,16 +93,20 @@ def secret_fault(request: InferenceRequest, entry: CallbackEntry) -> str | None:
     return "The callback's X-Callback-Secret is another one than the job was given."
 
 
-def duplicate_faults(job_id: str, entries: Sequence[CallbackEntry]) -> list[Finding]:
+def duplicate_faults(
+    job_id: str, entries: Sequence[CallbackEntry], report: CallbackReport | None = None
+) -> list[Finding]:
     """Find what was sent twice.
 
     A repeat under the same `webhook-id` with a new attempt number is allowed at any time, since the sender may have
-    missed the answer; the same attempt twice, and a second delivery of one job, are not. Without a `webhook-id`
-    nobody can tell a repeat from a duplicate: then what follows an accepted callback counts as one.
+    missed the answer; the same attempt twice, and a second delivery of one job, are not. Nor is a further attempt,
+    once the service's `report` says that an earlier one was delivered. Without a `webhook-id` nobody can tell a repeat
+    from a duplicate: then what follows an accepted callback counts as one.
     """
     found = []
     accepted = False
     ids: set[str] = set()
+    last = report.attempts if report is not None and report.status == "delivered" else None
     for entry in entries:
         known = f"webhook-id {entry.webhook_id}, attempt {entry.webhook_attempt}"
         if entry.kind == EntryKind.DUPLICATE:
@@ -111,6 +115,8 @@ def duplicate_faults(job_id: str, entries: Sequence[CallbackEntry]) -> list[Find
             found.append("A further callback arrived after one that was answered with success.")
         elif entry.webhook_id is not None and ids and entry.webhook_id not in ids:
             found.append(f"The job's callback was delivered twice: a second one has another id ({known}).")
+        elif last is not None and entry.webhook_attempt is not None and entry.webhook_attempt > last:
+            found.append(f"The service says 'delivered' after {last} attempt(s), and a further one came ({known}).")
         if entry.webhook_id is not None:
             ids.add(entry.webhook_id)
         accepted = accepted or entry.was_accepted

@@ -71,7 +71,7 @@ class Collector:
     async def duplicates(self, run: JobRun) -> None:
         """Look for duplicates among all callbacks that the job has by now, whatever else they are."""
         entries = (await self._session.inbox.entries_for(run.job_id))[run.earlier_entries :]
-        for finding in callbacks.duplicate_faults(run.job_id, entries):
+        for finding in callbacks.duplicate_faults(run.job_id, entries, run.status.callback if run.status else None):
             run.found_once(finding.fault, finding.sentence)
 
     async def pictures(self, run: JobRun, status: JobStatus) -> None:

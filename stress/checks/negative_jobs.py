@@ -360,5 +360,11 @@ async def _ask_again(watch: Watch, run: JobRun) -> None:
     if len(entries) < count:
         run.found(Fault.MISSING_CALLBACK, f"The callback that was asked for again did not come within {budget_s:g} s.")
         return
-    run.findings += repeat_faults(run.job_id, first, entries[count - 1])
+    again = entries[count - 1]
+    run.findings += repeat_faults(run.job_id, first, again)
+    # The section is of the first delivery until the service has recorded the second.
+    recorded = again.webhook_attempt or 0
+    await watch.section_when(
+        run, lambda now: now.attempts is None or now.attempts >= recorded, timeout_s=session.budgets.quiet_s
+    )
     await watch.look_for_duplicates(run)

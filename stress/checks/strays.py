@@ -61,7 +61,8 @@ def surplus(jobs: Mapping[str, Sequence[JobTrace]], entries: Iterable[CallbackEn
     for job_id, traces in jobs.items():
         own = arrived[job_id]
         if len(traces) == 1:
-            found += duplicate_faults(job_id, own)[:1]
+            status = traces[0].status
+            found += duplicate_faults(job_id, own, status.callback if status else None)[:1]
             continue
         identified = {entry.webhook_id for entry in own if entry.webhook_id is not None}
         deliveries = len(identified) + sum(entry.webhook_id is None and entry.was_accepted for entry in own)

@@ -1,4 +1,4 @@
-"""What the tests of the command line share."""
+"""What the tests of the kit share: a command line that is called, and a service for the client."""
 
 import os
 import socket
@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 from faulty_service import FaultyService
 from kit_calls import Kit
+from scripted_service import ScriptedService
 from typer.testing import CliRunner, Result
 
+from stress import calls
 from stress.cli import app
 
 
@@ -42,4 +44,18 @@ def kit(base: str, tmp_path: Path) -> Kit:
 @pytest.fixture
 def service() -> Iterator[FaultyService]:
     with FaultyService() as service:
+        yield service
+
+
+@pytest.fixture
+def quick_repeats(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client repeat its calls at once."""
+    monkeypatch.setattr(calls, "FIRST_BACKOFF_S", 0.001)
+
+
+@pytest.fixture
+def scripted_service(quick_repeats: None) -> Iterator[ScriptedService]:
+    """A running service for the client."""
+    service = ScriptedService()
+    with service.server:
         yield service

@@ -319,6 +319,22 @@ def test_a_repeat_is_told_from_a_duplicate(second: Callable[[], CallbackEntry], 
     assert bool(duplicate_faults("a", [entry(), second()])) == is_duplicate
 
 
+@pytest.mark.parametrize(
+    ("changes", "is_duplicate"),
+    [
+        ({"attempts": 1}, True),
+        ({"attempts": 2}, False),
+        ({"attempts": None}, False),
+        ({"attempts": 1, "status": "failed", "status_code": 503}, False),
+    ],
+)
+def test_no_attempt_follows_the_one_that_the_service_calls_delivered(
+    changes: dict[str, Any], is_duplicate: bool
+) -> None:
+    entries = [entry(), entry(webhook_attempt=2, kind=EntryKind.REPEAT)]
+    assert bool(duplicate_faults("a", entries, DELIVERED.model_copy(update=changes))) == is_duplicate
+
+
 def test_an_unidentified_callback_after_one_that_was_refused_is_a_repeat() -> None:
     refused = entry(webhook_id=None, answered_status=503)
     assert duplicate_faults("a", [refused, entry(webhook_id=None, kind=EntryKind.UNIDENTIFIED)]) == []

@@ -1,3 +1,5 @@
+from datetime import UTC, datetime
+
 import pytest
 from pydantic import ValidationError
 
@@ -28,3 +30,14 @@ def test_thousands_of_wrong_entries_are_one_error(wrong: dict[str, object]) -> N
     with pytest.raises(ValidationError) as caught:
         JobStatus.model_validate({"job_id": "a", "status": "queued", **wrong})
     assert caught.value.error_count() == 1
+
+
+@pytest.mark.parametrize("offset", ["", "Z", "+00:00"])
+def test_a_moment_without_an_offset_is_in_utc(offset: str) -> None:
+    status = JobStatus.model_validate({"job_id": "a", "status": "queued", "queued_at": f"2026-11-29T01:02:03{offset}"})
+    assert status.queued_at == datetime(2026, 11, 29, 1, 2, 3, tzinfo=UTC)
+
+
+def test_a_duration_that_is_no_number_is_an_error() -> None:
+    with pytest.raises(ValidationError, match="finite number"):
+        JobStatus.model_validate_json('{"job_id": "a", "status": "queued", "seconds": {"denoising": NaN}}')
