@@ -16,6 +16,7 @@ from deployments.errors import (
     ArtifactUnwritable,
     EngineBusy,
     EngineUnhealthy,
+    ModelUnusable,
     RenderBroken,
     RenderCancelled,
     RenderingError,
@@ -86,12 +87,14 @@ class Engine:
         tail_threads: int = 1,
         step_timeout_s: float = 120.0,
         store_timeout_s: float = STORE_TIMEOUT_S,
+        load_timeout_s: float = 3600.0,
     ) -> None:
         self._renderer = renderer
         self._artifacts = artifacts
         self._replica_id = replica_id
         self._step_timeout_s = step_timeout_s
         self._store_timeout_s = store_timeout_s
+        self._load_timeout_s = load_timeout_s
         self._waiting = _Waiting(queue_size)
         self._tail: queue.Queue[tuple[RenderJob, Picture] | None] = queue.Queue(_TAIL_BACKLOG * tail_threads)
         self._active: set[RenderJob] = set()
@@ -111,10 +114,20 @@ class Engine:
         return self._renderer.device
 
     def start(self) -> None:
-        """Load the model and begin; returns when the first job can be rendered. Raises what loading raised."""
+        """Load the model and begin; returns when the first job can be rendered.
+
+        Raises what loading raised, or ModelUnusable if it has not ended in time: then only a new process helps.
+        """
         for thread in (self._device_thread, *self._tail_threads):
             thread.start()
-        self._loaded.wait()
+        if not self._loaded.wait(self._load_timeout_s):
+            # Should it come to an end after all, the device thread ends with it.
+            self._load_error = ModelUnusable(
+                f"The model was not loaded within {self._load_timeout_s:g} seconds (load_timeout_s); the disk, the "
+                "network or the device hangs, or is too slow for it."
+            )
+            self.close(0.0)
+            raise self._load_error
         if self._load_error is not None:
             self.close()
             raise self._load_error

@@ -24,6 +24,7 @@ def create_engine(
         queue_size=settings.queue_size,
         tail_threads=_NOOP_TAIL_THREADS if settings.engine == "noop" else 1,
         step_timeout_s=settings.step_timeout_s,
+        load_timeout_s=settings.load_timeout_s,
     )
 
 

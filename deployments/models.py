@@ -84,6 +84,9 @@ class ModelSettings(_Settings):
     step_timeout_s: float = Field(
         120.0, gt=0, description="a stage or step that takes longer means a hung device: the process is replaced"
     )
+    load_timeout_s: float = Field(
+        3600.0, gt=0, description="fetching, loading and the first small picture; then the process is replaced"
+    )
     png_compress_level: int = Field(1, ge=0, le=9, description="zlib level; higher is smaller and slower")
     simulated: SimulatedOptions = SimulatedOptions()
 

@@ -191,6 +191,18 @@ def test_a_job_that_is_rendered_alone_shares_the_engine_with_none(
     assert happened == ["a begun", "a stored", "b begun", "b stored", "c begun", "c stored"]
 
 
+def test_a_load_that_hangs_ends_with_a_sentence(renderer: SteeredRenderer, store: ArtifactStore) -> None:
+    go_on = threading.Event()
+    renderer.load = lambda: go_on.wait(WAIT_S)  # type: ignore[assignment, method-assign]
+    engine = Engine(renderer, store, load_timeout_s=0.2)
+    with pytest.raises(ModelUnusable, match=r"not loaded within 0\.2 seconds"):
+        engine.start()
+    with pytest.raises(EngineUnhealthy):
+        submit(engine)
+    go_on.set()
+    assert engine.close()
+
+
 def test_a_model_that_does_not_load_is_said_by_start(renderer: SteeredRenderer, store: ArtifactStore) -> None:
     renderer.load_error = ModelUnusable("The model cannot be loaded.")
     engine = Engine(renderer, store)
