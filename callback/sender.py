@@ -16,7 +16,7 @@ from callback.clock import iso
 from callback.delivery_rows import Parcel
 from callback.egress import Target
 from callback.signing import Signer
-from callback.upload import Answer, UnusableConnection, Upload
+from callback.upload import Request, UnusableConnection, Upload
 
 PREVIEW_CHARS = 500
 """How much of an answer's body is kept; no more than that is read."""
@@ -89,7 +89,7 @@ class Sender:
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_S, use_dns_cache=False, ssl=tls or True)
         self._session = aiohttp.ClientSession(
             connector=connector,
-            response_class=Answer,
+            request_class=Request,
             trust_env=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,

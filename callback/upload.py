@@ -1,7 +1,6 @@
 """Requests on connections that others had before: whether a body was sent whole, whether an answer is one to it."""
 
 import asyncio
-from typing import Self
 
 import aiohttp
 from aiohttp.abc import AbstractStreamWriter
@@ -62,15 +61,14 @@ def _has_sent_all(transport: asyncio.WriteTransport) -> bool:
     return not transport.is_closing() and transport.get_write_buffer_size() == 0
 
 
-class Answer(aiohttp.ClientResponse):
-    """An answer to its own request, for aiohttp's `response_class`."""
+class Request(aiohttp.ClientRequest):
+    """A request whose answer is one to itself, for aiohttp's `request_class`."""
 
-    async def start(self, connection: Connection) -> Self:
-        """Read the answer's head. Raises `UnusableConnection` if the connection is known to hold one already.
+    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
+        """Send the request. Raises `UnusableConnection`, before that, if the connection holds an answer or is closed.
 
         An answer that is there before the request is one to an earlier request, which had one, or to nothing.
         """
-        if connection.protocol is None or connection.protocol.should_close:
+        if conn.protocol is None or conn.protocol.should_close:
             raise UnusableConnection
-        await super().start(connection)
-        return self
+        return await super().send(conn)

@@ -137,12 +137,19 @@ def sockets_to(port: int) -> list[object]:
 async def greeting() -> AsyncIterator[Target]:
     """Answer whoever connects, before any request, and read nothing."""
 
+    over = asyncio.Event()
+
     async def greet(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(ANSWER)
+        await over.wait()
+        writer.transport.abort()
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
-        yield Target(URL(f"http://127.0.0.1:{port}/callback"), ("127.0.0.1",))
+        try:
+            yield Target(URL(f"http://127.0.0.1:{port}/callback"), ("127.0.0.1",))
+        finally:
+            over.set()
 
 
 async def test_a_success_that_is_told_to_whoever_connects_is_none() -> None:
