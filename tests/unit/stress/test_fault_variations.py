@@ -41,6 +41,7 @@ def faults(report: CheckReport) -> set[Fault]:
         (Variation.SHOWS_ANOTHER_REQUEST, Fault.WRONG_ANSWER),
         (Variation.WRONG_DOWNLOAD, Fault.CHANGED_BYTES),
         (Variation.DELIVERED_TWICE, Fault.DUPLICATE_CALLBACK),
+        (Variation.REPEATS_AFTER_DELIVERED, Fault.DUPLICATE_CALLBACK),
         (Variation.OTHER_PICTURE_IN_REPEAT, Fault.CHANGED_BYTES),
         (Variation.ID_UNDER_ONE_NAME, Fault.WRONG_ANSWER),
     ],

@@ -25,6 +25,7 @@ class Variation(StrEnum):
     WRONG_DOWNLOAD = "wrong_download"
     DELIVERED_TWICE = "delivered_twice"
     OTHER_PICTURE_IN_REPEAT = "other_picture_in_repeat"
+    REPEATS_AFTER_DELIVERED = "repeats_after_delivered"
     NO_CALLBACK_OF_FAILED_JOBS = "no_callback_of_failed_jobs"
     NO_CALLBACK_OF_EVERY_SECOND_JOB = "no_callback_of_every_second_job"
     REPEAT_SENT_TWICE = "repeat_sent_twice"
@@ -83,17 +84,18 @@ class VariedCourier(Courier):
         if self._variation in {Variation.NO_SECRET, Variation.ANOTHER_SECRET}:
             secret = None if self._variation is Variation.NO_SECRET else "guessed"
             job = replace(job, asked=job.asked.model_copy(update={"callback_secret": secret}))
+        if self._variation is Variation.OTHER_PICTURE_IN_REPEAT and job.attempts > 1:
+            job = replace(job, picture=draw(job.asked.model_copy(update={"seed": job.asked.seed + 1})))
         answer = await super()._post(job)
         match self._variation:
             case Variation.DELIVERED_TWICE:
                 self._send_late(replace(job, webhook_id=f"msg_{uuid4().hex}"))
-            case Variation.OTHER_PICTURE_IN_REPEAT:
-                other = draw(job.asked.model_copy(update={"seed": job.asked.seed + 1}))
-                self._send_late(replace(job, picture=other, attempts=job.attempts + 1))
+            case Variation.REPEATS_AFTER_DELIVERED:
+                self._send_late(replace(job, attempts=job.attempts + 1))
             case Variation.REPEAT_SENT_TWICE if job.attempts > 1:
                 self._send_late(job)
-            case Variation.REPEATS_THOUGH_TAKEN:
-                self._send_late(replace(job, attempts=job.attempts + 1))
+            case Variation.REPEATS_THOUGH_TAKEN | Variation.OTHER_PICTURE_IN_REPEAT if job.attempts == 1:
+                return httpx.Response(504)  # The answer was missed.
         return answer
 
     async def send(self, job: Job) -> None:
