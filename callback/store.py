@@ -7,6 +7,7 @@ when it wakes (design invariant I3).
 
 import logging
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from callback.schema import tracker_owner
 
 BUSY_TIMEOUT_S = 5.0
 """How long SQLite waits for another writer (a backup, a second tracker taking over) before the commit is refused."""
+_SWITCH_AGAIN_S = 0.02
 
 _POSTGRESQL_BOUNDS = {
     "connect_timeout": 5,
@@ -93,7 +95,7 @@ class Store:
             connection.isolation_level = None
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
-            cursor.execute("PRAGMA journal_mode = WAL")
+            _log_ahead(cursor)
             cursor.execute("PRAGMA synchronous = FULL")
             cursor.execute("PRAGMA foreign_keys = ON")
             cursor.close()
@@ -215,6 +217,21 @@ _OUR_MISTAKES = (
     sa.exc.ProgrammingError,
 )
 """What a database says of a statement and not of its own state. A damaged SQLite file is a plain `DatabaseError`."""
+
+
+def _log_ahead(cursor: sqlite3.Cursor) -> None:
+    """Switch the database to a write-ahead log, which it keeps: only the first connection of all has to wait."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            # SQLite does not wait by itself here: two that hold a shared lock would wait for each other.
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(_SWITCH_AGAIN_S)
+        else:
+            return
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 """The schema: made by migrations, equal to what the statements are written for, protected from older versions."""
 
+import sqlite3
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -66,6 +70,19 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: Store) -
     with store.reading() as tx:
         assert tx.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one() == "9999"
     store.close()
+
+
+def test_a_new_database_that_another_is_creating_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "new.db"
+    with closing(sqlite3.connect(file, isolation_level=None)) as another, ThreadPoolExecutor(1) as thread:
+        another.execute("BEGIN IMMEDIATE")
+        store = Store(f"sqlite:///{file}")
+        preparing = thread.submit(store.prepare)
+        with pytest.raises(TimeoutError):
+            preparing.result(0.3)
+        another.execute("COMMIT")
+        preparing.result(30)
+        store.close()
 
 
 def test_trackers_that_start_at_once_on_an_empty_database_get_along(empty_url: str) -> None:
