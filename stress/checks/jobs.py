@@ -139,11 +139,15 @@ class Watch:
             why = ": ".join(word for word in (status.error_code, status.error) if word) or "no error was given"
             run.found(Fault.FAILED_JOB, f"The job ended as {status.status} ({why}).")
 
-    async def await_final(self, run: JobRun, *, jobs_ahead: int = 0) -> None:
-        """Poll the job to its end, whatever that is, and demand only that its record stays readable and whole."""
+    async def await_final(self, run: JobRun, *, jobs_ahead: int = 0, least_s: float = 0.0) -> None:
+        """Poll the job to its end, whatever that is, and demand only that its record stays readable and whole.
+
+        It may take the budget of its size, or `least_s` if that is longer.
+        """
         if not run.accepted:
             return
-        status = await self._follower.final_status(run, self.budget_s(run.request, jobs_ahead))
+        budget_s = max(self.budget_s(run.request, jobs_ahead), least_s)
+        status = await self._follower.final_status(run, budget_s)
         if status is None:
             return
         run.update(final_s=self.now_s())

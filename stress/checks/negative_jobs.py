@@ -20,10 +20,12 @@ from stress.errors import (
     ServiceError,
     UnexpectedAnswerError,
 )
-from stress.wire import JobState
+from stress.wire import JobState, JobStatus
 
 LONG_STEPS = 100
 """The most that the protocol allows: long enough to be caught under way; the job is cancelled afterwards."""
+EARLY_S, LATE_S = 2.0, 30.0
+"""By how much a job may be ended before its limit, by rounding, and after it: it ends with its step."""
 TOO_FAST = "The job was over before the check could catch it under way, so nothing can be said."
 _QUEUED_TRIES = 6
 _ABANDON_S = 2.0
@@ -184,18 +186,32 @@ async def check_job_timeout(session: Session) -> CheckReport:
         if session.job_timeout_s is None:
             raise CheckSkipped("No way to reach the service's time limit. Set a short one there, and tell the kit.")
         run = await watch.submit(watch.request(seed=28, num_inference_steps=LONG_STEPS))
-        await watch.await_final(run)
+        # The limit is of rendering: the rest of the budget is for waiting.
+        await watch.await_final(run, least_s=session.job_timeout_s + session.budgets.base_s)
         status = run.status
         if status is not None and status.is_final:
             if status.status is JobState.COMPLETED:
                 raise CheckSkipped(f"The device rendered {LONG_STEPS} steps within {session.job_timeout_s:g} s.")
             if status.status is not JobState.TIMEOUT:
                 run.found(Fault.WRONG_ANSWER, f"The job ended as {status.status} ({status.error}), expected timeout.")
+            elif wrong := limit_fault(status, session.job_timeout_s):
+                run.found(Fault.WRONG_ANSWER, wrong)
             await _must_have_failed(watch, run)
         await watch.collect(run, callback=False)
         return watch.report(name, title, [run])
 
     return await guarded(session, name, title, 1, body)
+
+
+def limit_fault(status: JobStatus, limit_s: float) -> str | None:
+    """Say that a job which timed out had another limit than the kit was told; None if its record does not show it."""
+    ended_at = status.failed_at or status.completed_at
+    if status.started_at is None or ended_at is None:
+        return None
+    ran_s = (ended_at - status.started_at).total_seconds()
+    if limit_s - EARLY_S <= ran_s <= limit_s + LATE_S:
+        return None
+    return f"The job was ended {ran_s:.1f} s after its start; the limit that the kit was told is {limit_s:g} s."
 
 
 @asynccontextmanager

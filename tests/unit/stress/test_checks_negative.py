@@ -1,5 +1,6 @@
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,11 @@ from stress.checks.negative_jobs import (
     check_job_timeout,
     check_redeliver,
     check_same_submission,
+    limit_fault,
 )
 from stress.checks.outcome import CheckReport, Verdict
-from stress.checks.session import Inbox
+from stress.checks.session import Budgets, Inbox
+from stress.wire import JobState, JobStatus
 
 
 class PlainInbox:
@@ -148,6 +151,23 @@ async def test_a_time_limit_that_the_device_does_not_reach_is_skipped(tmp_path: 
     async with session_with(FaultyService(), tmp_path, job_timeout_s=300.0) as session:
         report = await check_job_timeout(session)
     assert report.verdict is Verdict.SKIPPED
+
+
+@pytest.mark.parametrize(("ended_at", "is_wrong"), [(0, True), (57, True), (60, False), (75, False), (100, True)])
+def test_a_job_must_be_ended_at_the_limit_that_the_kit_was_told(ended_at: int, is_wrong: bool) -> None:
+    began = datetime(2026, 11, 29, tzinfo=UTC)
+    ended = began + timedelta(seconds=ended_at)
+    status = JobStatus(job_id="a", status=JobState.TIMEOUT, started_at=began, failed_at=ended)
+    assert (limit_fault(status, 60.0) is not None) == is_wrong
+    assert limit_fault(status.model_copy(update={"started_at": None}), 60.0) is None
+
+
+async def test_a_limit_beyond_the_budget_of_the_job_is_waited_for(tmp_path: Path) -> None:
+    service = FaultyService(job_timeout_s=3.0, step_s=0.1)
+    hurried = Budgets(base_s=2.0, per_megapixel_step_s=0.0, quiet_s=0.1)
+    async with session_with(service, tmp_path, budgets=hurried, job_timeout_s=3.0) as session:
+        report = await check_job_timeout(session)
+    assert report.findings == ()
 
 
 async def test_jobs_without_a_secret_are_checked_too(unlocked: CallbackServer, tmp_path: Path) -> None:
