@@ -138,7 +138,7 @@ class Sender:
         except aiohttp.ConnectionTimeoutError:
             raise _NotConnectedError("The receiver could not be reached (no connection in time).") from None
         except TimeoutError:
-            raise NoReply(f"The receiver did not answer within {timeout_s:.3g} s.") from None
+            raise NoReply(f"The receiver did not answer within {round(timeout_s, 1):g} s.") from None
         except aiohttp.ClientConnectorError as error:
             raise _NotConnectedError(f"The receiver could not be reached ({_cause(error)}).") from None
         except UnusableConnection:

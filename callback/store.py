@@ -220,7 +220,7 @@ _OUR_MISTAKES = (
 
 
 def _log_ahead(cursor: sqlite3.Cursor) -> None:
-    """Switch the database to a write-ahead log, which it keeps: only the first connection of all has to wait."""
+    """Switch the database to a write-ahead log, which it keeps: only those that create it have to wait."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:

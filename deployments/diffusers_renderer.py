@@ -85,11 +85,12 @@ class DiffusersRenderer:
 
     def render(self, job: RenderJob) -> DevicePicture:
         """See `Renderer`."""
+        crowded = self._adapters.holds_more_than(job.request.adapter)
         try:
             try:
                 return self._picture(job)
             except Exception as error:
-                if not (is_out_of_memory(error) and self._adapters.holds_more_than(job.request.adapter)):
+                if not (crowded and is_out_of_memory(error)):
                     raise
                 self._make_room(error)
             job.start_over()
@@ -112,24 +113,32 @@ class DiffusersRenderer:
         free_memory(error)
         if lost:
             raise EngineUnhealthy("The device was lost.")
+        if isinstance(error, EngineUnhealthy):
+            raise error
         if isinstance(error, RenderingError) and not isinstance(error, DeviceOutOfMemory):
             return
         try:
-            self._dtypes.restore()
-            if isinstance(error, DeviceOutOfMemory):
-                self._adapters.clear()
-            proof = self._prove()
+            self._restore(keep_adapters=not isinstance(error, DeviceOutOfMemory))
+        except EngineUnhealthy:
+            raise
         except Exception as failure:
             raise EngineUnhealthy("The device did not recover from an error.") from failure
-        if proof != self._proof:
-            raise EngineUnhealthy("The device renders other pictures since an error.")
 
     def _make_room(self, error: Exception) -> None:
         """Take the adapters from the device: whether a picture fits must not depend on what others asked for."""
         _log.warning("the device's memory ran out: rendering once more, without the adapters of other jobs")
-        self._adapters.clear()
         free_memory(error)
-        self._dtypes.restore()
+        self._restore(keep_adapters=False)
+
+    def _restore(self, *, keep_adapters: bool) -> None:
+        """Put the model back as it was loaded, and prove it. Raises EngineUnhealthy, or what rendering raises."""
+        # On the stream that left it as it is, and that renders next.
+        with self._on_stream():
+            if not keep_adapters:
+                self._adapters.clear()
+            self._dtypes.restore()
+        if self._prove() != self._proof:
+            raise EngineUnhealthy("The device renders other pictures since an error.")
 
     def _load_pipeline(self) -> Pipeline:
         settings = self._settings

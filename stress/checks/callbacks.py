@@ -106,7 +106,9 @@ def duplicate_faults(
     found = []
     accepted = False
     ids: set[str] = set()
-    last = report.attempts if report is not None and report.status == "delivered" else None
+    # A section that is not final is of a delivery before the one that is under way.
+    settled = report is not None and report.status == "delivered" and report.final is not False
+    last = report.attempts if report is not None and settled else None
     for entry in entries:
         known = f"webhook-id {entry.webhook_id}, attempt {entry.webhook_attempt}"
         if entry.kind == EntryKind.DUPLICATE:

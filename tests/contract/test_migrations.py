@@ -2,6 +2,7 @@
 
 import sqlite3
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
+import callback.store
 from callback.errors import SchemaTooNew
 from callback.schema import metadata
 from callback.store import Store
@@ -72,14 +74,21 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(store: Store) -
     store.close()
 
 
-def test_a_new_database_that_another_is_creating_is_waited_for(tmp_path: Path) -> None:
-    file = tmp_path / "new.db"
+def test_a_new_database_that_another_is_creating_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, begun = tmp_path / "new.db", threading.Event()
+
+    def switch(cursor: sqlite3.Cursor, really: Callable[[sqlite3.Cursor], None] = callback.store._log_ahead) -> None:
+        begun.set()
+        really(cursor)
+
+    monkeypatch.setattr(callback.store, "_log_ahead", switch)
     with closing(sqlite3.connect(file, isolation_level=None)) as another, ThreadPoolExecutor(1) as thread:
         another.execute("BEGIN IMMEDIATE")
         store = Store(f"sqlite:///{file}")
         preparing = thread.submit(store.prepare)
+        assert begun.wait(30)
         with pytest.raises(TimeoutError):
-            preparing.result(0.3)
+            preparing.result(0.5)
         another.execute("COMMIT")
         preparing.result(30)
         store.close()

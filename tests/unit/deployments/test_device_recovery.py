@@ -11,6 +11,7 @@ from rendering_kit import render, renderer_of, submit
 from deployments.engine import Engine
 from deployments.errors import EngineUnhealthy
 from deployments.models import ModelSettings
+from deployments.residency import AdapterResidency
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, engine: Engine, error: Exception, *, at_call: int = 1) -> None:
@@ -143,6 +144,33 @@ def test_an_engine_that_renders_other_bits_after_an_error_is_given_up(
     assert isinstance(submit(own).end(), EngineUnhealthy)
     with pytest.raises(EngineUnhealthy, match="other pictures"):
         own.check_health()
+
+
+def test_an_engine_that_renders_other_bits_after_making_room_is_given_up(
+    own: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    render(own, adapter="style")
+    fail_once(monkeypatch, own, torch.OutOfMemoryError("out of memory"))
+    with torch.no_grad():
+        renderer_of(own)._pipeline.vae.decoder.conv_out.bias.add_(1.0)
+    assert isinstance(submit(own).end(), EngineUnhealthy)
+    with pytest.raises(EngineUnhealthy, match="other pictures"):
+        own.check_health()
+
+
+def test_room_that_a_failed_load_made_by_itself_is_used(own: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = render(own, adapter="other").artifact.sha256
+    renderer_of(own)._adapters.clear()
+    render(own, adapter="style")
+    load = AdapterResidency._load
+
+    def failing(self: AdapterResidency, *_: object) -> None:
+        monkeypatch.setattr(AdapterResidency, "_load", load)
+        self.clear()
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(AdapterResidency, "_load", failing)
+    assert render(own, adapter="other").artifact.sha256 == before
 
 
 def test_an_unexpected_error_fails_its_job_alone(own: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -323,6 +323,8 @@ def test_a_repeat_is_told_from_a_duplicate(second: Callable[[], CallbackEntry], 
     ("changes", "is_duplicate"),
     [
         ({"attempts": 1}, True),
+        ({"attempts": 1, "final": True}, True),
+        ({"attempts": 1, "final": False}, False),
         ({"attempts": 2}, False),
         ({"attempts": None}, False),
         ({"attempts": 1, "status": "failed", "status_code": 503}, False),

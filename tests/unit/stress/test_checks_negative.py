@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from faulty_service import FaultyService, Flaw
-from kit_sessions import session_with
+from kit_sessions import ASKING, session_with
 
 from stress.callback_server import CallbackServer
 from stress.catalogue import RUN_CHECKS
@@ -153,19 +153,23 @@ async def test_a_time_limit_that_the_device_does_not_reach_is_skipped(tmp_path: 
     assert report.verdict is Verdict.SKIPPED
 
 
-@pytest.mark.parametrize(("ended_at", "is_wrong"), [(0, True), (57, True), (60, False), (75, False), (100, True)])
-def test_a_job_must_be_ended_at_the_limit_that_the_kit_was_told(ended_at: int, is_wrong: bool) -> None:
+@pytest.mark.parametrize(
+    ("limit_s", "ran_s", "is_wrong"),
+    [(60, 0, True), (60, 54, True), (60, 56, False), (60, 75, False), (60, 100, True), (1.5, 0.2, True)],
+)
+def test_a_job_must_be_ended_at_the_limit_that_the_kit_was_told(limit_s: float, ran_s: float, is_wrong: bool) -> None:
     began = datetime(2026, 11, 29, tzinfo=UTC)
-    ended = began + timedelta(seconds=ended_at)
+    ended = began + timedelta(seconds=ran_s)
     status = JobStatus(job_id="a", status=JobState.TIMEOUT, started_at=began, failed_at=ended)
-    assert (limit_fault(status, 60.0) is not None) == is_wrong
-    assert limit_fault(status.model_copy(update={"started_at": None}), 60.0) is None
+    assert (limit_fault(status, limit_s, late_s=30.0) is not None) == is_wrong
+    assert limit_fault(status.model_copy(update={"started_at": None}), limit_s, late_s=30.0) is None
 
 
 async def test_a_limit_beyond_the_budget_of_the_job_is_waited_for(tmp_path: Path) -> None:
-    service = FaultyService(job_timeout_s=3.0, step_s=0.1)
-    hurried = Budgets(base_s=2.0, per_megapixel_step_s=0.0, quiet_s=0.1)
-    async with session_with(service, tmp_path, budgets=hurried, job_timeout_s=3.0) as session:
+    service = FaultyService(job_timeout_s=10.0, step_s=0.2)
+    hurried = Budgets(base_s=8.0, per_megapixel_step_s=0.0, callback_s=5.0, quiet_s=0.1)
+    asking = replace(ASKING, expiry_minutes=1 / 60)
+    async with session_with(service, tmp_path, budgets=hurried, asking=asking, job_timeout_s=10.0) as session:
         report = await check_job_timeout(session)
     assert report.findings == ()
 
