@@ -64,6 +64,7 @@ def across_releases(record: type[T]) -> type[T]:
             default = one.default_factory() if one.default_factory is not MISSING else one.default
             object.__setattr__(self, one.name, state[index] if index < len(state) else default)
 
+    # `type[T]` says neither that it is a dataclass nor that it can be unpickled.
     record.__setstate__ = set_state  # type: ignore[attr-defined]
     return record
 

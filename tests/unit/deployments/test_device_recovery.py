@@ -135,21 +135,12 @@ def test_a_device_that_is_lost_while_an_adapter_loads_is_no_fault_of_the_adapter
         own.check_health()
 
 
+@pytest.mark.parametrize("resident", [None, "style"])
 def test_an_engine_that_renders_other_bits_after_an_error_is_given_up(
-    own: Engine, monkeypatch: pytest.MonkeyPatch
+    own: Engine, monkeypatch: pytest.MonkeyPatch, resident: str | None
 ) -> None:
-    fail_once(monkeypatch, own, torch.OutOfMemoryError("out of memory"))
-    with torch.no_grad():
-        renderer_of(own)._pipeline.vae.decoder.conv_out.bias.add_(1.0)
-    assert isinstance(submit(own).end(), EngineUnhealthy)
-    with pytest.raises(EngineUnhealthy, match="other pictures"):
-        own.check_health()
-
-
-def test_an_engine_that_renders_other_bits_after_making_room_is_given_up(
-    own: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    render(own, adapter="style")
+    """With another job's adapter on the device it is rendered once more, and must not be."""
+    render(own, adapter=resident)
     fail_once(monkeypatch, own, torch.OutOfMemoryError("out of memory"))
     with torch.no_grad():
         renderer_of(own)._pipeline.vae.decoder.conv_out.bias.add_(1.0)
