@@ -60,6 +60,8 @@ class Renderer(Protocol):
     def render(self, job: RenderJob) -> Picture:
         """Do the device work of `job`, reporting stages and steps to it; leave nothing of it behind.
 
+        How long its stages take tells the dispatcher how many jobs it may send ahead.
+
         Raises what `job.checkpoint` raises, between two steps; RenderingError for the job's own faults.
         """
 

@@ -76,9 +76,7 @@ class Dispatcher:
         self._holder = holder
         self._metrics = RenderMetrics(model)
         self._pace = Pace()
-        self._shipments = Shipments(
-            self._handle, devices=devices, together=lambda: self._pace.together(self._devices())
-        )
+        self._shipments = Shipments(self._handle, devices=devices, together=self._pace.together)
         self._attempts: dict[str, Attempt] = {}
         self._tasks: dict[Attempt, asyncio.Task[None]] = {}
         self._reporting: set[Attempt] = set()
@@ -145,7 +143,7 @@ class Dispatcher:
         """Note a picture; a quick one comes without a start."""
         self._replicas.over()
         self._storage.over()
-        self._pace.ended()
+        self._pace.ended(sum(seconds.values()))
         self._metrics.rendered(seconds)
 
     def no_replica(self, reason: str) -> None:
@@ -162,9 +160,9 @@ class Dispatcher:
     def _room(self) -> int:
         """How many jobs more to claim.
 
-        At least one waits at the replicas, and a quarter as many as are being rendered, or as end while others are
-        fetched; and no device is without. But Serve gets no more than the replicas take, since it lets what they do not
-        take wait for longer and longer. Of the other ingress replicas' jobs the change stream tells.
+        At least one waits at the replicas, and a quarter as many as are being rendered, or as the devices can end while
+        others are fetched; and no device is without. But Serve gets no more than the replicas take, since it lets what
+        they do not take wait for longer and longer. Of the other ingress replicas' jobs the change stream tells.
         """
         # What is being reported has left its device.
         under_way = [attempt for attempt in self._attempts.values() if attempt not in self._reporting]
@@ -212,7 +210,7 @@ class Dispatcher:
             predecessor.lose()
         # A job that comes again is rendered alone, and tells its start: it may be what ended its replica.
         quick = claim.attempt == 1 and self._pace.ahead(self._devices()) > 0
-        together = quick and self._pace.together(self._devices()) > 1
+        together = quick and self._pace.together() > 1
         send = self._shipments.send if together else self._handle.render.remote
         attempt = Attempt(claim, send, self._job_timeout_s, self, quick=quick)
         self._attempts[claim.key] = attempt

@@ -1,13 +1,14 @@
-"""How many jobs a dispatcher claims ahead of the devices, by how fast they end."""
+"""How many jobs a dispatcher claims ahead of the devices, by how long jobs take there."""
 
 import time
-from collections import deque
 from collections.abc import Callable
 
-WINDOW_S = 1.0
-"""Ends are counted over this long."""
-QUICK_PER_S = 2.0
-"""Ends a second and device from which on jobs are quick: below it a device that waits for a claim loses little."""
+QUICK_S = 0.5
+"""Jobs that take no longer are quick: with slower ones a device that waits for a claim loses little."""
+SHORTEST_JOB_S = 0.001
+"""What takes less is held up by other things than its device."""
+REMEMBERED_S = 10.0
+"""After so long without an end the next jobs may be of another kind: the first one of them shows it."""
 LONGEST_CLAIM_S = 0.25
 """A claim that took longer met a tracker that was restarting, or a store that stood still: the next one will not."""
 ROUND_TRIPS = 12.0
@@ -17,24 +18,31 @@ TOGETHER_S = 0.05
 """So long may a job wait for others that are sent in the same call."""
 MOST_TOGETHER = 16
 """Jobs in one call: a quarter of what a replica takes, so that it has the next ones when it tells of these."""
-MOST_COUNTED = 10_000
 _WEIGHT = 0.2
 
 
 class Pace:
-    """Counts ends and measures claims. `ahead`: how many jobs end while one passes (Little's law).
+    """Measures jobs and claims. `ahead`: how many jobs the devices can end while one passes (Little's law).
 
-    Pictures that take a second give none; without it, models that take milliseconds would wait for each claim.
+    Pictures that take a second give none; without it, models that take milliseconds would wait for each claim. Counted
+    is what the devices can do, and not what has ended lately: a burst's first jobs would be too few for them.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._ends: deque[float] = deque(maxlen=MOST_COUNTED)
+        self._job_s = 0.0
+        self._ended_at: float | None = None
         self._claim_s = 0.0
 
-    def ended(self) -> None:
-        """Note that a job has ended."""
-        self._ends.append(self._clock())
+    def ended(self, seconds: float) -> None:
+        """Note that a job has ended, and how long it took from its start to its stored picture; later ones count more.
+
+        Jobs whose pictures are stored while the next one is rendered look slower than they follow each other, by at
+        most a factor of two.
+        """
+        seconds = max(seconds, SHORTEST_JOB_S)
+        self._job_s += (seconds - self._job_s) * (_WEIGHT if self._knows else 1.0)
+        self._ended_at = self._clock()
 
     def claimed(self, seconds: float) -> None:
         """Note how long a claim took; later ones count more."""
@@ -42,16 +50,17 @@ class Pace:
         self._claim_s += (seconds - self._claim_s) * (_WEIGHT if self._claim_s else 1.0)
 
     def ahead(self, devices: int) -> int:
-        """How many jobs end on so many devices while one passes, rounded down; 0 if they are not quick."""
-        per_s = self._per_s()
-        return int(per_s * ROUND_TRIPS * self._claim_s) if per_s >= QUICK_PER_S * devices else 0
+        """How many jobs so many devices can end while one passes, rounded down; 0 if they are not quick."""
+        return int(devices * ROUND_TRIPS * self._claim_s / self._job_s) if self._quick else 0
 
-    def together(self, devices: int) -> int:
-        """How many jobs one of so many devices ends in `TOGETHER_S`, 1...`MOST_TOGETHER`."""
-        return max(1, min(int(self._per_s() / devices * TOGETHER_S), MOST_TOGETHER))
+    def together(self) -> int:
+        """How many jobs a device can end in `TOGETHER_S`, 1...`MOST_TOGETHER`."""
+        return max(1, min(int(TOGETHER_S / self._job_s), MOST_TOGETHER)) if self._quick else 1
 
-    def _per_s(self) -> float:
-        oldest = self._clock() - WINDOW_S
-        while self._ends and self._ends[0] < oldest:
-            self._ends.popleft()
-        return len(self._ends) / WINDOW_S
+    @property
+    def _knows(self) -> bool:
+        return self._ended_at is not None and self._clock() - self._ended_at <= REMEMBERED_S
+
+    @property
+    def _quick(self) -> bool:
+        return self._knows and self._job_s <= QUICK_S
