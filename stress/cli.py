@@ -33,6 +33,7 @@ from stress.cli_options import Options, takes_options
 from stress.errors import BackgroundServerError
 from stress.kit_run import Plan, PlannedCheck, run_plan
 from stress.kit_settings import KitSettings
+from stress.open_files import allow_many_connections
 from stress.preflight import EnvironmentProblem
 from stress.repeating import repeating
 from stress.reports import words
@@ -215,6 +216,7 @@ def _check(command: str, options: Options, checks: Sequence[PlannedCheck], *, ex
     progress = ConsoleProgress(live=not options.quiet)
     # Repeats and outages are findings; what is logged beyond them is a defect of the kit.
     logging.basicConfig(level=logging.ERROR, handlers=[RichHandler(console=progress.console, show_path=False)])
+    allow_many_connections()
     try:
         report = run_plan(plan, progress)
     except EnvironmentProblem as problem:

@@ -59,6 +59,15 @@ def early_claims(job_id: str, seen_at: datetime | None, entries: Sequence[Callba
 
 def entry_faults(job_id: str, status: JobStatus, request: InferenceRequest, entry: CallbackEntry) -> list[Finding]:
     """Check one callback as it arrived."""
+    found = content_faults(job_id, status, entry, request.expiry)
+    wrong_secret = secret_fault(request, entry)
+    if wrong_secret is not None:
+        found.append(Finding(fault=Fault.WRONG_SECRET, sentence=wrong_secret, job_id=job_id))
+    return found
+
+
+def content_faults(job_id: str, status: JobStatus, entry: CallbackEntry, expiry: datetime | None) -> list[Finding]:
+    """Check one callback as it arrived, but for its secret, which reports do not keep."""
     found = []
     expected = payload_status(status)
     if entry.status != expected:
@@ -69,15 +78,12 @@ def entry_faults(job_id: str, status: JobStatus, request: InferenceRequest, entr
         found.append((Fault.MISSING_PICTURE, "The callback of a completed job came without its picture."))
     if expected == "failed" and entry.has_image:
         found.append((Fault.WRONG_ANSWER, f"The callback of a job that is {status.status} carries a picture."))
-    wrong_secret = secret_fault(request, entry)
-    if wrong_secret is not None:
-        found.append((Fault.WRONG_SECRET, wrong_secret))
     if entry.signature.is_refusal:
         sentence = f"The callback's signature is {entry.signature.value}, by the key that the receiver was given."
         found.append((Fault.WRONG_SIGNATURE, sentence))
-    late = seconds_after_expiry(entry, request.expiry)
+    late = seconds_after_expiry(entry, expiry)
     if late is not None:
-        sentence = f"The callback arrived {late:.1f} s after the job's expiry ({_iso(request.expiry)})."
+        sentence = f"The callback arrived {late:.1f} s after the job's expiry ({_iso(expiry)})."
         found.append((Fault.CALLBACK_AFTER_EXPIRY, sentence))
     return [Finding(fault=fault, sentence=sentence, job_id=job_id) for fault, sentence in found]
 

@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 
 from stress.checks.session import Session
-from stress.errors import ServiceError
+from stress.errors import AnswerError, ServiceBusyError, ServiceFailedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,17 @@ class Features:
 
 
 async def features_of(session: Session) -> Features:
-    """Ask the service what it offers; nothing more than the first form if it does not say."""
+    """Ask the service what it offers; nothing more than the first form if it does not say.
+
+    Raises:
+        ServiceUnreachableError, ServiceBusyError, ServiceFailedError: it says so to others, or later; checks that were
+            skipped because of one lost answer would pass for what it cannot do.
+    """
     try:
         info = await session.ask(session.client.root)
-    except ServiceError:
+    except AnswerError as error:
+        if isinstance(error, ServiceBusyError | ServiceFailedError) and error.status_code != HTTPStatus.NOT_IMPLEMENTED:
+            raise
         return Features(cancel=False, redeliver=False)
     routes = (info.model_extra or {}).get("endpoints")
     stated = routes.values() if isinstance(routes, Mapping) else routes if isinstance(routes, list) else ()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 
-from stress.checks.callbacks import duplicate_faults
+from stress.checks.callbacks import content_faults, duplicate_faults
 from stress.checks.guard import CheckSkipped, guarded
 from stress.checks.inbox import LocalInbox
 from stress.checks.jobs import Watch
@@ -24,9 +24,9 @@ MOST_ASKED = 100
 async def check_late_callbacks(session: Session, reports: Sequence[CheckReport]) -> CheckReport:
     """Look at all callbacks of the jobs in `reports` once more, and find what those reports do not say.
 
-    That is: a delivered callback that never arrived, a second one that came after its check had ended, and callbacks
-    of ids that were refused, or that nobody submitted in this session. A receiver elsewhere may serve others at the
-    same time, so there strangers are only noted.
+    That is: a delivered callback that never arrived, one that came after its check had ended and is a second one or
+    says what is not so, and callbacks of ids that were refused, or that nobody submitted in this session. A receiver
+    elsewhere may serve others at the same time, so there strangers are only noted.
     """
 
     async def body(watch: Watch) -> CheckReport:
@@ -35,7 +35,12 @@ async def check_late_callbacks(session: Session, reports: Sequence[CheckReport])
             raise CheckSkipped("No job was accepted by the checks before, so there are no callbacks to look at.")
         await asyncio.sleep(session.budgets.quiet_s)
         entries = await session.inbox.entries()
-        found = [*_missing(session, jobs, entries), *surplus(jobs, entries), *_refused(session, entries)]
+        found = [
+            *_missing(session, jobs, entries),
+            *surplus(jobs, entries),
+            *_wrong(session, jobs, entries),
+            *_refused(session, entries),
+        ]
         strangers = await _strangers(session, jobs, entries)
         note = f"Looked at {len(entries)} callback(s) of {sum(map(len, jobs.values()))} job(s)."
         if strangers and not isinstance(session.inbox, LocalInbox):
@@ -54,9 +59,7 @@ async def check_late_callbacks(session: Session, reports: Sequence[CheckReport])
 
 def surplus(jobs: Mapping[str, Sequence[JobTrace]], entries: Iterable[CallbackEntry]) -> list[Finding]:
     """Find jobs with more callbacks than they may have; an id that was used again has one for each of its jobs."""
-    arrived: defaultdict[str, list[CallbackEntry]] = defaultdict(list)
-    for entry in entries:
-        arrived[entry.job_id].append(entry)
+    arrived = _by_job(entries)
     found = []
     for job_id, traces in jobs.items():
         own = arrived[job_id]
@@ -70,6 +73,38 @@ def surplus(jobs: Mapping[str, Sequence[JobTrace]], entries: Iterable[CallbackEn
             sentence = f"{len(own)} callbacks arrived for the {len(traces)} jobs that had this id one after the other."
             found.append(Finding(fault=Fault.DUPLICATE_CALLBACK, sentence=sentence, job_id=job_id))
     return found
+
+
+def _wrong(
+    session: Session, jobs: Mapping[str, Sequence[JobTrace]], entries: Iterable[CallbackEntry]
+) -> Iterable[Finding]:
+    """Find what is wrong with callbacks that their job's check did not see any more."""
+    arrived = _by_job(entry for entry in entries if entry.received_at >= session.began)
+    for job_id, traces in jobs.items():
+        status = traces[0].status
+        # Of an id that was used again nobody can tell which of its jobs a callback is of.
+        if len(traces) > 1 or status is None or not status.is_final:
+            continue
+        seen, late = arrived[job_id][: traces[0].callbacks], arrived[job_id][traces[0].callbacks :]
+        # A check may have given its job another secret than the receiver's, to see what comes of that.
+        secret_was_right = bool(seen) and all(entry.secret_ok is not False for entry in seen)
+        for entry in late:
+            yield from content_faults(job_id, status, entry, _expiry_of(traces[0]))
+            if entry.secret_ok is False and secret_was_right:
+                sentence = "The callback's X-Callback-Secret is missing or wrong; it came after its check had ended."
+                yield Finding(fault=Fault.WRONG_SECRET, sentence=sentence, job_id=job_id)
+            rendered = status.sha256 or (traces[0].picture.sha256 if traces[0].picture else None)
+            if entry.sha256 is not None and rendered is not None and entry.sha256 != rendered:
+                sentence = (
+                    f"A callback that came after its check had ended carries another picture ({entry.sha256[:12]}, "
+                    f"by its SHA-256) than the job has ({rendered[:12]})."
+                )
+                yield Finding(fault=Fault.CHANGED_BYTES, sentence=sentence, job_id=job_id)
+
+
+def _expiry_of(trace: JobTrace) -> datetime | None:
+    expiry = trace.request.get("expiry")
+    return datetime.fromisoformat(expiry) if isinstance(expiry, str) else None
 
 
 def _missing(
@@ -127,6 +162,13 @@ def _unexpected(session: Session, entries: Iterable[CallbackEntry], whose: str) 
         Finding(fault=Fault.UNEXPECTED_CALLBACK, sentence=f"{count} callback(s) arrived for {whose}.", job_id=job_id)
         for job_id, count in counts.items()
     ]
+
+
+def _by_job(entries: Iterable[CallbackEntry]) -> defaultdict[str, list[CallbackEntry]]:
+    arrived: defaultdict[str, list[CallbackEntry]] = defaultdict(list)
+    for entry in entries:
+        arrived[entry.job_id].append(entry)
+    return arrived
 
 
 def _by_id(traces: Iterable[JobTrace]) -> dict[str, list[JobTrace]]:

@@ -29,7 +29,8 @@ def figure_words(name: str) -> tuple[str, str]:
 
 def number(value: float) -> str:
     """Write a measured number with three significant digits, or whole with separators from 1000 on."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    # From 999.5 on `.3g` would write 1e+03.
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
 
 def seconds(value: float) -> str:

@@ -1,6 +1,7 @@
 """The faulty service with what goes wrong only under load: leaks between jobs, late and foreign callbacks, growth."""
 
 import asyncio
+from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
@@ -23,6 +24,8 @@ class Leak(StrEnum):
     ROWS_OF_ANOTHER = "rows_of_another"
     ADAPTER_IGNORED = "adapter_ignored"
     LATE_DUPLICATE = "late_duplicate"
+    LATE_PICTURE = "late_picture"
+    LATE_WITHOUT_SECRET = "late_without_secret"
     STRANGER = "stranger"
     ROUNDING = "rounding"
     SLOWER_AND_SLOWER = "slower_and_slower"
@@ -81,7 +84,7 @@ class LeakyCourier(Courier):
         answer = await super()._post(job)
         if self._leak is Leak.STRANGER:
             await super()._post(Job(f"{self._strangers}{uuid4()}", job.asked, status="failed", error="Nobody knows."))
-        if self._leak is Leak.LATE_DUPLICATE:
+        if self._leak in {Leak.LATE_DUPLICATE, Leak.LATE_PICTURE, Leak.LATE_WITHOUT_SECRET}:
             self._loop = asyncio.get_running_loop()
             task = asyncio.create_task(self._post_late(job))
             self._late.add(task)
@@ -89,6 +92,12 @@ class LeakyCourier(Courier):
 
     async def _post_late(self, job: Job) -> httpx.Response:
         await self._again.wait()
+        match self._leak:
+            case Leak.LATE_PICTURE:
+                other = job.asked.model_copy(update={"seed": (job.asked.seed or 0) + 1})
+                job = replace(job, picture=draw(other), attempts=job.attempts + 1)
+            case Leak.LATE_WITHOUT_SECRET:
+                job = replace(job, asked=job.asked.model_copy(update={"callback_secret": None}))
         return await super()._post(job)
 
 

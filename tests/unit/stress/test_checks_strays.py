@@ -13,6 +13,7 @@ from stress.checks.contamination import check_contamination
 from stress.checks.inbox import RemoteInbox
 from stress.checks.load import check_rapid_concurrent
 from stress.checks.negative_answers import check_invalid_requests
+from stress.checks.negative_callbacks import check_wrong_secret
 from stress.checks.outcome import CheckReport, Fault, Verdict
 from stress.checks.strays import check_late_callbacks
 from stress.checks.submitted import SubmittedIds
@@ -43,6 +44,33 @@ async def test_a_duplicate_that_comes_after_its_check_is_found(tmp_path: Path) -
 
     assert load.findings == ()
     assert [(finding.fault, finding.job_id) for finding in report.findings] == [(Fault.DUPLICATE_CALLBACK, job.job_id)]
+
+
+@pytest.mark.parametrize(
+    ("leak", "fault"), [(Leak.LATE_PICTURE, Fault.CHANGED_BYTES), (Leak.LATE_WITHOUT_SECRET, Fault.WRONG_SECRET)]
+)
+async def test_what_a_late_callback_says_is_judged_as_well(leak: Leak, fault: Fault, tmp_path: Path) -> None:
+    service = LeakyService(leak)
+    async with session_with(service, tmp_path) as session:
+        load = await check_rapid_concurrent(session, 1)
+        (job,) = load.jobs
+        service.courier.send_again()
+        await session.inbox.wait_for(job.job_id, count=2, timeout_s=20)
+        report = await check_late_callbacks(session, [load])
+
+    assert load.findings == ()
+    found = {(finding.fault, finding.job_id) for finding in report.findings}
+    assert found == {(Fault.DUPLICATE_CALLBACK, job.job_id), (fault, job.job_id)}
+
+
+async def test_repeats_of_a_callback_that_was_given_a_wrong_secret_are_no_fault(tmp_path: Path) -> None:
+    async with session_with(FaultyService(), tmp_path) as session:
+        refused = await check_wrong_secret(session)
+        (job,) = refused.jobs
+        await session.inbox.wait_for(job.job_id, count=2, timeout_s=20)
+        report = await check_late_callbacks(session, [refused])
+
+    assert (refused.findings, report.findings) == ((), ())
 
 
 async def test_what_the_checks_said_already_is_not_said_again(tmp_path: Path) -> None:

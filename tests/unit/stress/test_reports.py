@@ -126,6 +126,13 @@ def test_a_figure_is_said_in_words_and_its_unit(name: str, said: tuple[str, str]
     assert words.figure_words(name) == said
 
 
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0421, "0.0421"), (999.4, "999"), (999.6, "1,000"), (-999.6, "-1,000"), (123456.7, "123,457")]
+)
+def test_a_large_number_is_written_without_an_exponent(value: float, said: str) -> None:
+    assert words.number(value) == said
+
+
 def test_a_timeline_has_a_row_per_accepted_job_inside_the_drawing() -> None:
     check = sample_report().checks[1]
     drawn = plots.timeline(check)
