@@ -170,9 +170,11 @@ class Dispatcher:
         # Quick jobs do not tell that they have started: they count as waiting, which `ahead` allows for.
         started = sum(attempt.started_at is not None for attempt in under_way)
         waiting = count - started
-        with_others = count + self._of_others()
-        wanted = max(1 + started // 4 - waiting, devices - with_others)
-        return max(wanted, min(1 + self._pace.ahead(devices) - waiting, REPLICA_PLACES * devices - with_others))
+        others = self._of_others()
+        wanted = max(1 + started // 4 - waiting, devices - count - others)
+        # The devices are everybody's, and so is what they can end meanwhile.
+        ahead = min(1 + self._pace.ahead(devices) - waiting, REPLICA_PLACES * devices - count) - others
+        return max(wanted, ahead)
 
     def _of_others(self) -> int:
         """How many jobs the other ingress replicas have claimed, as far as the change stream has told."""
