@@ -169,6 +169,7 @@ def callback_server(
     ] = DEFAULT_MAX_PICTURE_BYTES // 1_000_000,
 ) -> None:
     """Receive callbacks and show them at / until Ctrl-C."""
+    allow_many_connections()
     settings = _settings(Options())
     try:
         server = CallbackServer(

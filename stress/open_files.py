@@ -1,7 +1,5 @@
 """How many connections this process may have open at once."""
 
-import contextlib
-
 try:
     import resource
 except ImportError:  # Windows, which has no such limit
@@ -20,7 +18,11 @@ def allow_many_connections() -> None:
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        # macOS says "unlimited" and has a limit of its own below.
-        with contextlib.suppress(ValueError, OSError):
+    # macOS says "unlimited" and has a limit of its own below.
+    while resource.RLIM_INFINITY != soft < wanted:
+        try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (ValueError, OSError):
+            wanted //= 2
+        else:
+            return

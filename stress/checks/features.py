@@ -29,8 +29,8 @@ async def features_of(session: Session) -> Features:
     """Ask the service what it offers; nothing more than the first form if it does not say.
 
     Raises:
-        ServiceUnreachableError, ServiceBusyError, ServiceFailedError: it says so to others, or later; checks that were
-            skipped because of one lost answer would pass for what it cannot do.
+        ServiceUnreachableError, ServiceBusyError, ServiceFailedError: what it offers is not known; a check that is
+            skipped for that would make it look like a service that offers less.
     """
     try:
         info = await session.ask(session.client.root)

@@ -10,7 +10,7 @@ from stress.checks.callbacks import content_faults, duplicate_faults
 from stress.checks.guard import CheckSkipped, guarded
 from stress.checks.inbox import LocalInbox
 from stress.checks.jobs import Watch
-from stress.checks.outcome import CheckReport, Fault, Finding, JobTrace
+from stress.checks.outcome import CheckReport, Fault, Finding, JobTrace, Verdict
 from stress.checks.session import Session
 from stress.errors import ServiceError
 from stress.receiver.entries import CallbackEntry, EntryKind
@@ -33,12 +33,15 @@ async def check_late_callbacks(session: Session, reports: Sequence[CheckReport])
         jobs = _by_id(trace for report in reports for trace in report.jobs if trace.accepted)
         if not jobs:
             raise CheckSkipped("No job was accepted by the checks before, so there are no callbacks to look at.")
+        # A skipped check may not know all jobs that had its ids: one ended before it could be caught under way.
+        whole = [report for report in reports if report.verdict is not Verdict.SKIPPED]
+        judged = _by_id(trace for report in whole for trace in report.jobs if trace.accepted)
         await asyncio.sleep(session.budgets.quiet_s)
         entries = await session.inbox.entries()
         found = [
             *_missing(session, jobs, entries),
-            *surplus(jobs, entries),
-            *_wrong(session, jobs, entries),
+            *surplus(judged, entries),
+            *_wrong(session, judged, entries),
             *_refused(session, entries),
         ]
         strangers = await _strangers(session, jobs, entries)
@@ -50,7 +53,9 @@ async def check_late_callbacks(session: Session, reports: Sequence[CheckReport])
         else:
             found += strangers
         known = {(finding.fault, finding.job_id) for report in reports for finding in report.findings}
-        new = [finding for finding in found if (finding.fault, finding.job_id) not in known]
+        # Every repeat of a bad callback is as bad as the first one.
+        first = {(finding.fault, finding.job_id): finding for finding in reversed(found)}
+        new = [finding for key, finding in reversed(first.items()) if key not in known]
         figures = {"callbacks": float(len(entries)), "strangers": float(len(strangers))}
         return watch.report(NAME, TITLE, [], findings=new, figures=figures, note=note)
 

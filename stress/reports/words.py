@@ -28,7 +28,7 @@ def figure_words(name: str) -> tuple[str, str]:
 
 
 def number(value: float) -> str:
-    """Write a measured number with three significant digits, or whole with separators from 1000 on."""
+    """Write a measured number with three significant digits, or whole with separators where that has more."""
     # From 999.5 on `.3g` would write 1e+03.
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"
 
