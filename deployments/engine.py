@@ -60,8 +60,8 @@ class Renderer(Protocol):
     def render(self, job: RenderJob) -> Picture:
         """Do the device work of `job`, reporting stages and steps to it; leave nothing of it behind.
 
-        How long its stages take tells the dispatcher how many jobs it may send ahead: of a renderer that reports none
-        only the storing counts, and it passes for quick.
+        How long its stages take tells callers how many jobs they may send ahead: of a renderer that reports none only
+        the storing counts, and it passes for quick.
 
         Raises what `job.checkpoint` raises, between two steps; RenderingError for the job's own faults.
         """

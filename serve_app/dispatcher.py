@@ -172,9 +172,11 @@ class Dispatcher:
         waiting = count - started
         others = self._of_others()
         wanted = max(1 + started // 4 - waiting, devices - count - others)
-        # The devices are everybody's, and so is what they can end meanwhile.
-        ahead = min(1 + self._pace.ahead(devices) - waiting, REPLICA_PLACES * devices - count) - others
-        return max(wanted, ahead)
+        # What the devices can end meanwhile is for all to share; but if another ingress replica has just died with its
+        # claims, this one must go on.
+        ahead = 1 + self._pace.ahead(devices)
+        share = max(ahead - others, ahead // 4)
+        return max(wanted, min(share - waiting, REPLICA_PLACES * devices - count - others))
 
     def _of_others(self) -> int:
         """How many jobs the other ingress replicas have claimed, as far as the change stream has told."""

@@ -7,10 +7,12 @@ QUICK_S = 0.5
 """Jobs that take no longer are quick: with slower ones a device that waits for a claim loses little."""
 SHORTEST_JOB_S = 0.001
 """What takes less is held up by other things than its device."""
+SLOW_S = 2 * QUICK_S
+"""As so long count all slower ones: four quick ends in a row outweigh one of them."""
 AHEAD_AN_END = 2
-"""Jobs ahead for each quick end without a slow one between: one preview among pictures of a minute brings two of them
-early, and a burst is at full speed after four or five times."""
-REMEMBERED_S = 10.0
+"""Jobs ahead for each quick end without a slow one between: a first preview before pictures of a minute brings two of
+them early, and a burst is at full speed after four or five times."""
+REMEMBERED_S = 2.0
 """After so long without an end the next jobs may be of another kind: quick ends are counted anew."""
 LONGEST_CLAIM_S = 0.25
 """A claim that took longer met a tracker that was restarting, or a store that stood still: the next one will not."""
@@ -47,7 +49,7 @@ class Pace:
         """
         seconds = max(seconds, SHORTEST_JOB_S)
         if seconds > QUICK_S:
-            self._job_s, self._quick_ends = seconds, 0
+            self._job_s, self._quick_ends = min(seconds, SLOW_S), 0
         else:
             self._job_s += (seconds - self._job_s) * (_WEIGHT if self._job_s else 1.0)
             self._quick_ends = self._quick_in_a_row + 1

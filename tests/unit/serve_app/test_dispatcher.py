@@ -18,6 +18,7 @@ from deployments.models import REPLICA_PLACES
 from deployments.render import RenderFailed
 from serve_app import dispatcher as module
 from serve_app.dispatcher import Dispatcher
+from serve_app.pace import Pace
 
 
 @pytest.fixture
@@ -252,20 +253,14 @@ async def test_an_accepted_job_is_claimed_before_the_change_stream_tells_of_it(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "others", "least", "most"),
+    ("seconds", "least", "most"),
     [
-        (0.005, 0, 5, REPLICA_PLACES),
-        (2.0, 0, 1, 2),  # jobs that take seconds are not
-        (0.005, REPLICA_PLACES, 1, 1),  # another ingress replica has claimed what the devices can end
+        ({"denoising": 0.005}, 5, REPLICA_PLACES),
+        ({"denoising": 0.26, "storing": 0.26}, 1, 2),  # they take too long together
     ],
 )
-async def test_more_are_claimed_ahead_where_jobs_end_while_others_are_fetched(
-    tracker: FakeTracker,
-    start: Callable[..., Dispatcher],
-    seconds: float,
-    others: int,
-    least: int,
-    most: int,
+async def test_more_are_claimed_ahead_where_quick_jobs_end_while_others_are_fetched(
+    tracker: FakeTracker, start: Callable[..., Dispatcher], seconds: dict[str, float], least: int, most: int
 ) -> None:
     class SlowTracker(FakeTracker):
         async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
@@ -275,18 +270,43 @@ async def test_more_are_claimed_ahead_where_jobs_end_while_others_are_fetched(
 
     limits: list[int] = []
     slow = SlowTracker(claims=[claim(f"k{n}") for n in range(60)])
-    finished = replace(FINISHED, seconds={"denoising": seconds})
+    finished = replace(FINISHED, seconds=seconds)
     has_queued = {"has_queued": lambda _: bool(slow.claims)}
-    start(
-        FakeHandle(*[[STARTED, finished]] * 60),
-        client=slow,
-        **has_queued,
-        devices=lambda: 1,
-        processing=lambda: {f"o{n}" for n in range(others)},
-    )
+    start(FakeHandle(*[[STARTED, finished]] * 60), client=slow, **has_queued, devices=lambda: 1)
     await until(lambda: len(slow.reports) == 60, timeout_s=60)
     assert limits[0] == 1
     assert least <= max(limits) <= most
+
+
+@pytest.mark.parametrize(
+    ("others", "asked"),
+    [
+        (0, 21),
+        (13, 8),  # another ingress replica has claimed some of what the devices can end
+        (40, 5),  # ... or all of it, and may have died with it
+        (REPLICA_PLACES - 2, 2),  # no more than the replicas take
+        (REPLICA_PLACES, 1),
+    ],
+)
+async def test_ingress_replicas_share_what_the_devices_can_end(
+    start: Callable[..., Dispatcher], monkeypatch: pytest.MonkeyPatch, others: int, asked: int
+) -> None:
+    class QuickPace(Pace):
+        def ahead(self, devices: int) -> int:
+            return 20 * devices
+
+    limits: list[int] = []
+
+    class Counting(FakeTracker):
+        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
+            limits.append(command.limit)
+            return await super().claim(command)
+
+    monkeypatch.setattr(module, "Pace", QuickPace)
+    options = {"devices": lambda: 1, "processing": lambda: {f"o{n}" for n in range(others)}}
+    start(FakeHandle(), client=Counting(), has_queued=lambda _: True, **options)
+    await until(lambda: bool(limits))
+    assert limits[0] == asked
 
 
 @pytest.mark.parametrize(

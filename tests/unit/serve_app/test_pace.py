@@ -89,16 +89,17 @@ def test_no_device_is_taken_for_faster_than_whatever_else_a_job_waits_for(pace: 
 
 def test_a_slow_job_outweighs_all_before_it(pace: Pace) -> None:
     ends(pace, 0.005, 50)
-    pace.ended(5.0)
-    for _ in range(10):
+    pace.ended(300.0)
+    for _ in range(4):
         assert (pace.ahead(8), pace.together()) == (0, 1)
         pace.ended(0.005)
+    assert pace.ahead(8) > 0, "but not for ever: it may have been a start, or an adapter"
     ends(pace, 0.005, 50)
     assert pace.ahead(1) == pytest.approx(0.03 * ROUND_TRIPS / 0.005, abs=1)
 
 
 @pytest.mark.parametrize(("seconds", "quick"), [(QUICK_S, True), (QUICK_S + 0.01, False)])
-def test_quick_is_what_takes_less_than_half_a_second(pace: Pace, seconds: float, quick: bool) -> None:
+def test_quick_is_what_takes_no_longer_than_half_a_second(pace: Pace, seconds: float, quick: bool) -> None:
     ends(pace, seconds, 50)
     assert (pace.ahead(16) > 0) is quick
 
