@@ -44,9 +44,11 @@ FINISHED = RenderFinished(ArtifactRef(OWN_PICTURE, "0" * 64, 1, 64, 64), 1, "exa
 
 @dataclass
 class FakeTracker:
-    """Hands out prepared claims, and records what it is told."""
+    """Hands out prepared claims, each after `claim_s`, and records what it is told and how many it is asked for."""
 
     claims: list[Claim] = field(default_factory=list)
+    claim_s: float = 0.0
+    limits: list[int] = field(default_factory=list)
     lost: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
     reports: list[Finish | Release] = field(default_factory=list)
@@ -59,6 +61,9 @@ class FakeTracker:
     renewed: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
+        self.limits.append(command.limit)
+        if self.claim_s:
+            await asyncio.sleep(self.claim_s)
         taken, self.claims = self.claims[: command.limit], self.claims[command.limit :]
         return tuple(taken)
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,42 +11,12 @@ from fakes import FINISHED, STARTED, FakeHandle, FakeTracker, claim, until, view
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 
-from callback.records import Claim, ClaimJobs, Finish, Release
+from callback.records import Finish, Release
 from callback.states import JobState
 from deployments.errors import EngineBusy, EngineUnhealthy
-from deployments.models import REPLICA_PLACES
 from deployments.render import RenderFailed
 from serve_app import dispatcher as module
 from serve_app.dispatcher import Dispatcher
-from serve_app.pace import Pace
-
-
-@pytest.fixture
-def tracker() -> FakeTracker:
-    return FakeTracker()
-
-
-@pytest.fixture
-async def start(tracker: FakeTracker, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., Dispatcher]]:
-    started: list[Dispatcher] = []
-    monkeypatch.setattr(module, "SHORTEST_PAUSE_S", 0.02)
-    monkeypatch.setattr(module, "LOOK_EVERY_S", 0.02)
-    monkeypatch.setattr(module, "RENEW_EVERY_S", 0.02)
-    monkeypatch.setattr(module, "TELL_EVERY_S", 0.0)
-
-    def start_one(handle: FakeHandle, **options: Any) -> Dispatcher:
-        values = {"model": "m", "job_timeout_s": 60.0, "holder": "me", "has_queued": lambda _: bool(tracker.claims)}
-        values["is_cancelled"] = lambda key: key in tracker.cancelled
-        values["devices"] = lambda: 1
-        values["processing"] = set
-        dispatcher = Dispatcher(handle=handle, **values | {"client": tracker} | options)  # type: ignore[arg-type]
-        started.append(dispatcher)
-        dispatcher.start()
-        return dispatcher
-
-    yield start_one
-    for dispatcher in started:
-        await dispatcher.stop(0.0)
 
 
 async def test_a_finished_picture_is_reported_with_the_moment_it_began(
@@ -239,158 +209,6 @@ async def test_stopping_ends_in_time_even_if_a_job_does_not(
     (report,) = tracker.reports
     assert isinstance(report, Release)
     assert not report.blamed
-
-
-async def test_an_accepted_job_is_claimed_before_the_change_stream_tells_of_it(
-    tracker: FakeTracker, start: Callable[..., Dispatcher], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "LOOK_EVERY_S", 30.0)
-    dispatcher = start(FakeHandle([STARTED, FINISHED]), has_queued=lambda _: False)
-    await asyncio.sleep(0)
-    tracker.claims = [claim()]
-    dispatcher.expect()
-    await until(lambda: bool(tracker.reports))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "least", "most"),
-    [
-        ({"denoising": 0.005}, 5, REPLICA_PLACES),
-        ({"denoising": 0.26, "storing": 0.26}, 1, 2),  # they take too long together
-    ],
-)
-async def test_more_are_claimed_ahead_where_quick_jobs_end_while_others_are_fetched(
-    tracker: FakeTracker, start: Callable[..., Dispatcher], seconds: dict[str, float], least: int, most: int
-) -> None:
-    class SlowTracker(FakeTracker):
-        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
-            limits.append(command.limit)
-            await asyncio.sleep(0.05)
-            return await super().claim(command)
-
-    limits: list[int] = []
-    slow = SlowTracker(claims=[claim(f"k{n}") for n in range(60)])
-    finished = replace(FINISHED, seconds=seconds)
-    has_queued = {"has_queued": lambda _: bool(slow.claims)}
-    start(FakeHandle(*[[STARTED, finished]] * 60), client=slow, **has_queued, devices=lambda: 1)
-    await until(lambda: len(slow.reports) == 60, timeout_s=60)
-    assert limits[0] == 1
-    assert least <= max(limits) <= most
-
-
-@pytest.mark.parametrize(
-    ("others", "asked"),
-    [
-        (0, 21),
-        (13, 8),  # another ingress replica has claimed some of what the devices can end
-        (40, 5),  # ... or all of it, and may have died with it
-        (REPLICA_PLACES - 2, 2),  # no more than the replicas take
-        (REPLICA_PLACES, 1),
-    ],
-)
-async def test_ingress_replicas_share_what_the_devices_can_end(
-    start: Callable[..., Dispatcher], monkeypatch: pytest.MonkeyPatch, others: int, asked: int
-) -> None:
-    class QuickPace(Pace):
-        def ahead(self, devices: int) -> int:
-            return 20 * devices
-
-    limits: list[int] = []
-
-    class Counting(FakeTracker):
-        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
-            limits.append(command.limit)
-            return await super().claim(command)
-
-    monkeypatch.setattr(module, "Pace", QuickPace)
-    options = {"devices": lambda: 1, "processing": lambda: {f"o{n}" for n in range(others)}}
-    start(FakeHandle(), client=Counting(), has_queued=lambda _: True, **options)
-    await until(lambda: bool(limits))
-    assert limits[0] == asked
-
-
-@pytest.mark.parametrize(
-    ("devices", "others", "asked"),
-    [
-        (1, 0, 1),  # one waits, whatever there is
-        (8, 0, 8),  # no device is without
-        (8, 6, 2),  # ... but another ingress replica has given six of them a job
-        (8, 99, 1),
-    ],
-)
-async def test_idle_devices_are_given_a_job_at_once_but_not_twice(
-    tracker: FakeTracker, start: Callable[..., Dispatcher], devices: int, others: int, asked: int
-) -> None:
-    limits: list[int] = []
-
-    class Counting(FakeTracker):
-        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
-            limits.append(command.limit)
-            return await super().claim(command)
-
-    counting = Counting(claims=[claim("k1")])
-    options = {
-        "devices": lambda: devices,
-        "processing": lambda: {f"o{n}" for n in range(others)},
-        "has_queued": lambda _: True,
-    }
-    start(FakeHandle([asyncio.Event(), STARTED, FINISHED]), client=counting, **options)
-    await until(lambda: bool(limits))
-    assert limits[0] == asked
-
-
-async def test_a_job_that_ended_here_does_not_take_a_place_until_the_change_stream_tells_of_it(
-    tracker: FakeTracker, start: Callable[..., Dispatcher], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "ENDED_FOR_S", 0.5)
-    limits: list[int] = []
-    processing = {"k1"}
-
-    class Counting(FakeTracker):
-        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
-            limits.append(command.limit)
-            return await super().claim(command)
-
-    counting = Counting(claims=[claim("k1")])
-    options = {"devices": lambda: 2, "processing": lambda: processing, "has_queued": lambda _: True}
-    start(FakeHandle([STARTED, FINISHED]), client=counting, **options)
-    await until(lambda: bool(counting.reports) and limits[-1] == 2)
-    # Somebody else's then, as far as anybody knows.
-    await until(lambda: limits[-1] == 1)
-
-
-async def test_only_quick_jobs_may_come_without_a_start(start: Callable[..., Dispatcher]) -> None:
-    class SlowTracker(FakeTracker):
-        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
-            await asyncio.sleep(0.05)
-            return await super().claim(command)
-
-    handle = FakeHandle(*[[STARTED, FINISHED]] * 60)
-    slow = SlowTracker(claims=[claim(f"k{n}") for n in range(60)])
-    start(handle, client=slow, has_queued=lambda _: bool(slow.claims))
-    await until(lambda: len(slow.reports) == 60, timeout_s=60)
-    assert all(isinstance(report, Finish) for report in slow.reports)
-    allowed = [request.start_may_be_left_out for request in handle.requests]
-    assert not allowed[0]
-    assert allowed[-1]
-
-
-async def test_quick_jobs_travel_together_but_not_what_comes_again(start: Callable[..., Dispatcher]) -> None:
-    class SlowTracker(FakeTracker):
-        async def claim(self, command: ClaimJobs, **_: Any) -> tuple[Claim, ...]:
-            await asyncio.sleep(0.05)
-            return await super().claim(command)
-
-    claims = [claim(f"k{n}", attempt=1 + (n % 10 == 9)) for n in range(200)]
-    slow = SlowTracker(claims=claims)
-    handle = FakeHandle(*[[FINISHED]] * 200)
-    start(handle, client=slow, has_queued=lambda _: bool(slow.claims))
-    await until(lambda: len(slow.reports) == 200, timeout_s=60)
-    assert all(isinstance(report, Finish) for report in slow.reports)
-    together = [request.artifact_key for requests in handle.together for request in requests]
-    assert len(together) > 50
-    assert len(handle.together) < len(together) / 2
-    assert all(key.endswith("/1.png") for key in together), "those of a second attempt are sent alone"
 
 
 @pytest.mark.parametrize("wish", ["cancelled", "abandoned"])
